@@ -1,1 +1,15 @@
-//! ringdrive
+//! ringdrive makes a Linux board's USB device port appear as USB drives.
+//!
+//! The way of a byte: [`gadget`] brings a CBW from the host, [`bot`] opens a command, [`scsi`] says what it means, [`media`]
+//! says where the bytes are, [`ring`] moves them, and [`drive`] joins the five. [`control`] is how people talk to it.
+//! Each room knows only what `docs/rooms.md` allows.
+
+pub mod bot;
+pub mod config;
+pub mod control;
+pub mod drive;
+pub mod gadget;
+pub mod media;
+pub mod ring;
+pub mod scsi;
+pub mod units;

@@ -1,0 +1,2 @@
+//! Linux USB gadgets.
+pub mod endpoints;
