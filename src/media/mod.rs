@@ -1,1 +1,20 @@
-//! stub
+//! Where the bytes of an image are.
+//!
+//! A [`Medium`] does not read or write: it *maps* a run of bytes to an [`Extent`], and the ring is the only mover. The drive
+//! loop calls [`Medium::map`] for each piece of a command and moves what it is told; sources and layers (overlay, fault
+//! injection) are then only different answers to `map`.
+//!
+//! [`Image`] is the source that every machine has: a regular file or a block device. This room knows nothing of SCSI: what
+//! cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
+
+mod error;
+mod extent;
+mod fault;
+mod image;
+
+pub use self::{
+    error::{MediaError, MediaErrorKind, MediaOp},
+    extent::{Extent, Medium},
+    fault::FaultKind,
+    image::{Access, Identity, Image},
+};

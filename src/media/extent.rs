@@ -1,0 +1,68 @@
+//! The seam between an image and the drive loop.
+
+use std::{fs::File, sync::Arc};
+
+use super::FaultKind;
+use crate::units::{ByteLen, ByteOffset, ByteRange};
+
+/// Where a run of an image's bytes is.
+#[derive(Clone, Debug)]
+pub enum Extent {
+    /// In this file: read or write them there.
+    File {
+        /// The file; the handle keeps it open while bytes move.
+        file: Arc<File>,
+        /// Where in the file.
+        offset: ByteOffset,
+        /// How many.
+        len: ByteLen,
+    },
+    /// Nowhere: they read as zeroes.
+    Zero {
+        /// How many.
+        len: ByteLen,
+    },
+    /// They cannot be had.
+    Fault {
+        /// Why.
+        kind: FaultKind,
+        /// How many.
+        len: ByteLen,
+    },
+}
+
+/// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations
+/// answer from memory, and neither block nor allocate.
+pub trait Medium: Send {
+    /// Length in bytes; whole blocks.
+    fn len(&self) -> ByteLen;
+
+    /// Whether there is nothing in it. Media are never empty; an empty drive has no medium.
+    fn is_empty(&self) -> bool {
+        self.len().0 == 0
+    }
+
+    /// Where the bytes at the start of `range` are. The extent is never longer than `range` and, unless `range` is empty, never
+    /// empty: ask again for what is left. Beyond the end there is only [`FaultKind::OutOfRange`].
+    fn map(&self, range: ByteRange) -> Extent;
+
+    /// Whether bytes may be written where [`Medium::map`] says they are.
+    fn writable(&self) -> bool;
+
+    /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.
+    fn file_for_sync(&self) -> Option<&Arc<File>>;
+}
+
+impl Extent {
+    /// Bytes in it.
+    pub fn len(&self) -> ByteLen {
+        match self {
+            Self::File { len, .. } | Self::Zero { len } | Self::Fault { len, .. } => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len().0 == 0
+    }
+}

@@ -1,0 +1,117 @@
+//! Why bytes could not be read or written.
+
+use std::io;
+
+/// What went wrong with a run of bytes, in as few kinds as a person (or the drive's sense data) would tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum FaultKind {
+    /// Beyond the end of the medium.
+    #[error("beyond the end of the image")]
+    OutOfRange,
+    /// The file ends before the medium does: somebody made it shorter after it was inserted.
+    #[error("the image has become shorter since it was inserted; try to eject it and insert it again")]
+    Truncated,
+    /// The storage under the image failed.
+    #[error("input/output error of the storage under the image; see the kernel's log")]
+    Io,
+    /// The storage says that just these bytes are lost or damaged.
+    #[error("the storage under the image has lost or damaged these bytes; try another copy of the image")]
+    Damaged,
+    /// No space left.
+    #[error("no space left on the storage under the image; try to free some")]
+    NoSpace,
+    /// Quota used up.
+    #[error("the owner's quota on the storage under the image is used up; try to raise it")]
+    Quota,
+    /// The file may not grow that far.
+    #[error("a file on the storage under the image may not be that large")]
+    TooLarge,
+    /// The storage became read-only.
+    #[error("the storage under the image is read-only; try to remount it read-write")]
+    ReadOnly,
+    /// The server or the storage refuses us.
+    #[error("the storage under the image denies access")]
+    Permission,
+    /// The file was removed or replaced on its server.
+    #[error("the image was removed from its server, or replaced; try to insert it again")]
+    Stale,
+    /// The server cannot be reached, or broke the connection.
+    #[error("the server of the image cannot be reached; check the network and the server")]
+    Unreachable,
+    /// No answer in time.
+    #[error("the storage under the image did not answer in time; check the network and the server")]
+    TimedOut,
+    /// The device is no longer there.
+    #[error("the device under the image is gone")]
+    Gone,
+    /// The kernel had no memory.
+    #[error("the kernel is short of memory")]
+    NoMemory,
+    /// Cancelled or interrupted before it was done: the same operation may succeed when tried again.
+    #[error("interrupted")]
+    Interrupted,
+    /// The kernel says that the request makes no sense: a bug of ours.
+    #[error("the kernel refused the request; this is a bug in ringdrive: please report it")]
+    Refused,
+    /// Some other errno.
+    #[error("errno {0}")]
+    Other(i32),
+}
+
+impl FaultKind {
+    /// The kind of an errno that read, write, fsync or io_uring gave for an image.
+    pub fn from_errno(errno: i32) -> Self {
+        match errno {
+            // EREMOTEIO and EBADE: the block layer's target error and reservation conflict.
+            libc::EIO | libc::EREMOTEIO | libc::EBADE => Self::Io,
+            // The block layer's medium error (ENODATA) and protection error (EILSEQ); checksum errors of file systems.
+            libc::ENODATA | libc::EILSEQ | libc::EBADMSG | libc::EUCLEAN => Self::Damaged,
+            libc::ENOSPC => Self::NoSpace,
+            libc::EDQUOT => Self::Quota,
+            libc::EFBIG => Self::TooLarge,
+            libc::EROFS => Self::ReadOnly,
+            libc::EACCES
+            | libc::EPERM
+            | libc::ENOKEY
+            | libc::EKEYEXPIRED
+            | libc::EKEYREVOKED
+            | libc::EKEYREJECTED => Self::Permission,
+            libc::ESTALE | libc::ENOENT => Self::Stale,
+            // ENOLINK: the block layer's transport error.
+            libc::ENOLINK
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ENETRESET
+            | libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ECONNABORTED
+            | libc::ENOTCONN
+            | libc::EPIPE => Self::Unreachable,
+            libc::ETIMEDOUT | libc::ETIME => Self::TimedOut,
+            libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM | libc::ESHUTDOWN => Self::Gone,
+            libc::ENOMEM | libc::ENOBUFS => Self::NoMemory,
+            libc::EINTR | libc::EAGAIN | libc::ECANCELED | libc::EBUSY => Self::Interrupted,
+            libc::EINVAL
+            | libc::EBADF
+            | libc::EFAULT
+            | libc::EISDIR
+            | libc::ESPIPE
+            | libc::EOVERFLOW
+            | libc::EOPNOTSUPP => Self::Refused,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Whether the same operation may well succeed if simply tried again.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Interrupted | Self::NoMemory)
+    }
+}
+
+impl From<&io::Error> for FaultKind {
+    fn from(error: &io::Error) -> Self {
+        error.raw_os_error().map_or(Self::Io, Self::from_errno)
+    }
+}
