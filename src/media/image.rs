@@ -278,7 +278,7 @@ fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)
         i16::try_from(constant).map_err(|_| (MediaErrorKind::Storage, io::ErrorKind::InvalidInput.into()))
     };
     let whole = libc::flock {
-        l_type: short(i32::from(kind))?,
+        l_type: short(kind)?,
         l_whence: short(libc::SEEK_SET)?,
         l_start: 0,
         l_len: 0,

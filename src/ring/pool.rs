@@ -38,15 +38,16 @@ pub struct Buf {
 }
 
 impl Pool {
-    /// Maps `count` buffers of `buf_len` bytes each. `count` is clamped to [`POOL_BUFFERS_MAX`] and `buf_len` rounded up to
-    /// whole pages.
+    /// Maps `count` buffers of `buf_len` bytes each. `count` is clamped to 1..=[`POOL_BUFFERS_MAX`] and `buf_len` rounded up
+    /// to a multiple of 4 KiB, to which every buffer is aligned too.
     ///
     /// # Errors
-    /// The error of mmap(2).
+    /// The error of mmap(2); [`io::ErrorKind::OutOfMemory`] where the sum is more than an address can say.
     pub fn new(count: usize, buf_len: usize) -> io::Result<Self> {
         let count = count.clamp(1, POOL_BUFFERS_MAX);
-        let buf_len = buf_len.max(1).next_multiple_of(4096);
-        let memory = MmapRaw::from(memmap2::MmapMut::map_anon(count * buf_len)?);
+        let buf_len = buf_len.max(1).checked_next_multiple_of(4096).ok_or(io::ErrorKind::OutOfMemory)?;
+        let len = count.checked_mul(buf_len).ok_or(io::ErrorKind::OutOfMemory)?;
+        let memory = MmapRaw::from(memmap2::MmapMut::map_anon(len)?);
         let free = AtomicU64::new(u64::MAX >> (POOL_BUFFERS_MAX - count));
         Ok(Self(Arc::new(Shared { memory, buf_len, count, free })))
     }
@@ -165,5 +166,47 @@ mod tests {
             all.pop()
         });
         assert_eq!(buf.join().unwrap().unwrap().len(), 4096);
+    }
+    #[test]
+    fn odd_sizes_are_clamped_and_impossible_ones_refused() {
+        for (count, buf_len, made) in [(0, 0, (1, 4096)), (65, 1, (64, 4096)), (2, 4097, (2, 8192))] {
+            let pool = Pool::new(count, buf_len).unwrap();
+            assert_eq!((pool.count(), pool.buf_len()), made);
+            let all: Vec<Buf> = std::iter::from_fn(|| pool.take()).collect();
+            assert!(all.len() == made.0 && all.iter().all(|buf| buf.len() == made.1));
+            assert!(all.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(4096)));
+        }
+        for (count, buf_len) in [(1, usize::MAX), (2, usize::MAX / 2 + 1), (64, usize::MAX / 32)] {
+            assert!(Pool::new(count, buf_len).is_err(), "{count} × {buf_len}");
+        }
+    }
+
+    #[test]
+    fn a_pool_knows_its_own_buffers_and_handles() {
+        let (one, other) = (Pool::new(1, 1).unwrap(), Pool::new(1, 1).unwrap());
+        let buf = one.clone().take().unwrap();
+        assert!(buf.pool().is(&one) && !buf.pool().is(&other));
+        let (start, len) = one.memory();
+        assert_eq!((start.cast_const(), len), (buf.as_ptr(), 4096));
+    }
+
+    #[test]
+    fn threads_that_fight_for_buffers_never_hold_the_same_one() {
+        let pool = Pool::new(3, 4096).unwrap();
+        std::thread::scope(|scope| {
+            for me in 1..=4u8 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    for _ in 0..2000 {
+                        if let Some(mut buf) = pool.take() {
+                            buf[..64].fill(me);
+                            std::thread::yield_now();
+                            assert!(buf[..64].iter().all(|byte| *byte == me), "two threads held one buffer");
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.available(), 3);
     }
 }

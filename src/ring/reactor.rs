@@ -104,7 +104,18 @@ impl<U: Copy> Ring<U> {
     /// an error: its buffers move unregistered.
     pub fn new(options: &RingOptions<'_>) -> Result<Self, RingError> {
         let entries = options.entries.clamp(1, ENTRIES_MAX);
-        let uring = set_up(entries)?;
+        let (best, plain) = builders(entries);
+        let uring = best
+            .build(entries)
+            .or_else(|error| {
+                if error.raw_os_error() == Some(libc::EINVAL) { plain.build(entries) } else { Err(error) }
+            })
+            .map_err(|error| RingError::Setup(SetupFailure::from_error(&error), error))?;
+        Self::over(uring, options)
+    }
+
+    fn over(uring: IoUring, options: &RingOptions<'_>) -> Result<Self, RingError> {
+        let entries = options.entries.clamp(1, ENTRIES_MAX);
         if !uring.params().is_feature_nodrop() {
             return Err(RingError::Missing("a completion queue that never drops (FEAT_NODROP)", None));
         }
@@ -416,20 +427,15 @@ impl fmt::Debug for Uring {
     }
 }
 
-/// Never SQPOLL: with it, a process whose endpoint requests hang cannot even be reaped (kernel.md §0.3).
-fn set_up(entries: u32) -> Result<IoUring, RingError> {
+/// What suits a single reactor best (Linux 6.1), and what 5.19 has. Never SQPOLL: with it, a process whose endpoint requests
+/// hang cannot even be reaped (kernel.md §0.3).
+fn builders(entries: u32) -> (io_uring::Builder, io_uring::Builder) {
     let mut best = IoUring::builder();
     best.setup_cqsize(entries.saturating_mul(CQ_PER_ENTRY)).setup_submit_all();
     let mut plain = best.clone();
     best.setup_single_issuer().setup_defer_taskrun();
     plain.setup_coop_taskrun();
-    best.build(entries)
-        .or_else(
-            |error| {
-                if error.raw_os_error() == Some(libc::EINVAL) { plain.build(entries) } else { Err(error) }
-            },
-        )
-        .map_err(|error| RingError::Setup(SetupFailure::from_error(&error), error))
+    (best, plain)
 }
 
 fn probe(uring: &IoUring) -> Result<(), RingError> {
@@ -490,3 +496,6 @@ fn length(buf: &Buf, len: usize) -> u32 {
     debug_assert!(len <= buf.len(), "{len} bytes do not fit {buf:?}");
     u32::try_from(len.min(buf.len())).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,6 +124,7 @@ mod tests {
     }
 
     proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
         #[test]
         fn it_behaves_like_a_map_under_any_order_of_calls(steps in proptest::collection::vec((0u8..3, 0usize..8), 0..200)) {
             let mut slab = Slab::new(4);
