@@ -1,1 +1,696 @@
-//! stub
+//! The daemon's configuration: TOML in, checked types out. Called once, by `ringdrived`, before anything is opened.
+//!
+//! What [`Config::parse`] lets through is right as far as a file alone can tell: names are unique and fit where they go,
+//! lengths fit the INQUIRY fields, no key is unknown. Whether an image or a UDC exists is for the room that opens it.
+//! `docs/configuration.md` lists every key; a test keeps it, the example beside it and this file the same.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::num::NonZeroU16;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// Functions in one gadget. Each costs two endpoints, and device controllers rarely have more than fifteen.
+pub const FUNCTIONS_MAX: usize = 8;
+/// Drives in one function: a Bulk-Only Transport LUN has four bits (BOT 1.0 §5.1).
+pub const DRIVES_PER_FUNCTION_MAX: usize = 16;
+/// Where the control socket stands unless the file says otherwise.
+pub const SOCKET_DEFAULT: &str = "/run/ringdrive/control.sock";
+/// Where `ringdrived` looks for its file unless told otherwise.
+pub const CONFIG_DEFAULT: &str = "/etc/ringdrive/ringdrived.toml";
+
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const NAME_LEN_MAX: usize = 32;
+const SERIAL_LEN_MAX: usize = 64;
+const USB_STRING_UNITS_MAX: usize = 126;
+/// `sun_path` holds 108 bytes, the last one NUL.
+const SOCKET_PATH_LEN_MAX: usize = 107;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The control socket.
+    pub control: Control,
+    /// The gadget that the functions live in.
+    pub gadget: Gadget,
+    /// 1 to [`FUNCTIONS_MAX`] functions, each with 1 to [`DRIVES_PER_FUNCTION_MAX`] drives.
+    pub functions: Vec<Function>,
+}
+
+/// `[control]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Absolute, short enough for a socket address.
+    pub socket: PathBuf,
+    /// Members may connect, beside root and the daemon's own user. Not looked up yet.
+    pub group: Option<String>,
+}
+
+/// `[gadget]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gadget {
+    /// We make the gadget and bind it.
+    Own(OwnGadget),
+    /// Somebody else composes a gadget with our `ffs.NAME` functions in it.
+    Guest,
+}
+
+/// What the host sees of a gadget of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnGadget {
+    /// Directory name under `usb_gadget/`.
+    pub name: String,
+    /// A name in `/sys/class/udc`; `None`: the only one there is.
+    pub udc: Option<String>,
+    /// idVendor.
+    pub vendor_id: NonZeroU16,
+    /// idProduct.
+    pub product_id: u16,
+    /// bcdDevice, binary-coded decimal.
+    pub device_release: u16,
+    /// iManufacturer.
+    pub manufacturer: String,
+    /// iProduct.
+    pub product: String,
+    /// iSerialNumber; [`machine_serial`] where the file has none.
+    pub serial: String,
+    /// The highest speed to offer.
+    pub max_speed: Speed,
+    /// bMaxPower, in mA.
+    pub max_power_ma: u16,
+}
+
+/// Bus speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speed {
+    /// 12 Mbit/s.
+    Full,
+    /// 480 Mbit/s.
+    High,
+    /// 5 Gbit/s.
+    Super,
+}
+
+/// `[[function]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// The NAME of `ffs.NAME`.
+    pub name: String,
+    /// How endpoints are driven.
+    pub engine: Engine,
+    /// Whether the bulk-in endpoint may be halted.
+    pub stall: Stall,
+    /// Where FunctionFS is mounted, or is to be; `None`: a place of our own.
+    pub mount: Option<PathBuf>,
+    /// In LUN order.
+    pub drives: Vec<Drive>,
+}
+
+/// Endpoint engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Linux AIO.
+    #[default]
+    Aio,
+    /// A thread per endpoint.
+    Sync,
+}
+
+/// Stall policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stall {
+    /// Halt where BOT asks for it.
+    #[default]
+    Auto,
+    /// Never halt: for controllers that cannot.
+    Never,
+}
+
+/// `[[function.drive]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// Unique among all drives; never only digits, because a number is an index.
+    pub name: String,
+    /// What the drive is to the host.
+    pub kind: DriveKind,
+    /// Inserted at start.
+    pub image: Option<PathBuf>,
+    /// Whether the host may write. Never true of an optical drive.
+    pub rw: bool,
+    /// INQUIRY T10 vendor identification: at most 8 printable ASCII characters.
+    pub vendor: String,
+    /// INQUIRY product identification: at most 16.
+    pub product: String,
+    /// INQUIRY product revision level: at most 4.
+    pub revision: String,
+    /// Unit serial number (VPD page 80h); derived from the gadget's where the file has none.
+    pub serial: String,
+}
+
+/// Peripheral device type of a drive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriveKind {
+    /// CD or DVD.
+    Optical,
+    /// Flash disk.
+    Disk,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error(
+        "cannot read the configuration {path}; try `ringdrived --config FILE` with a file that you may read"
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The file is longer than any configuration.
+    #[error(
+        "the configuration {path} is longer than 1 MiB; try another file, this one is not a configuration"
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A mistake in the text.
+    #[error("{origin}:{line}:{column}: {cause}; {cure}")]
+    Invalid {
+        /// File name, or what stands for it.
+        origin: String,
+        /// From 1.
+        line: usize,
+        /// In characters, from 1.
+        column: usize,
+        /// What is wrong.
+        cause: String,
+        /// What to write instead.
+        cure: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] or [`ConfigError::TooLong`] about the file, [`ConfigError::Invalid`] about its first mistake.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read_error = |source| ConfigError::Read { path: path.to_owned(), source };
+        let mut text = String::new();
+        let file = File::open(path).map_err(read_error)?;
+        file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(read_error)?;
+        if u64::try_from(text.len()).is_ok_and(|len| len > FILE_BYTES_MAX) {
+            return Err(ConfigError::TooLong { path: path.to_owned() });
+        }
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Checks `text`; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] about the first mistake.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        let source = Source { text, origin };
+        let raw: RawConfig = toml::from_str(text).map_err(|error| source.syntax(&error))?;
+        let control = raw.control.check(&source)?;
+        let gadget = raw.gadget.check(&source)?;
+        let serial = match &gadget {
+            Gadget::Own(own) => own.serial.clone(),
+            Gadget::Guest => machine_serial(),
+        };
+        let functions = match raw.function {
+            None => vec![default_function(&serial)],
+            Some(raw) => check_functions(raw, &source, &serial)?,
+        };
+        Ok(Self { control, gadget, functions })
+    }
+}
+
+/// Twelve hexadecimal digits, as BOT 1.0 §4.1.1 asks, that stay with this machine: a digest of `/etc/machine-id`, which
+/// itself is not for strangers.
+pub fn machine_serial() -> String {
+    let id = std::fs::read("/etc/machine-id").unwrap_or_default();
+    // FNV-1a: stable over releases, which the standard library's hasher does not promise.
+    let digest = b"ringdrive".iter().chain(&id).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{:012X}", digest >> 16)
+}
+
+fn default_function(serial: &str) -> Function {
+    let drive = |name: &str, kind, lun| Drive {
+        name: name.to_owned(),
+        kind,
+        image: None,
+        rw: false,
+        vendor: VENDOR_DEFAULT.to_owned(),
+        product: default_product(kind).to_owned(),
+        revision: REVISION_DEFAULT.to_owned(),
+        serial: format!("{serial}-{lun}"),
+    };
+    Function {
+        name: "usb0".to_owned(),
+        engine: Engine::default(),
+        stall: Stall::default(),
+        mount: None,
+        drives: vec![drive("cd", DriveKind::Optical, 0), drive("flash", DriveKind::Disk, 1)],
+    }
+}
+
+const VENDOR_DEFAULT: &str = "RINGDRIV";
+const REVISION_DEFAULT: &str = "0100";
+
+fn default_product(kind: DriveKind) -> &'static str {
+    match kind {
+        DriveKind::Optical => "Optical Drive",
+        DriveKind::Disk => "Flash Drive",
+    }
+}
+
+// The file as it is written. A key is here, in docs/configuration.md and in docs/ringdrived.toml, or nowhere.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
+    gadget: RawGadget,
+    function: Option<Vec<Spanned<RawFunction>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    socket: Option<Spanned<String>>,
+    group: Option<Spanned<String>>,
+}
+
+#[derive(Clone, Copy, Deserialize, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    #[default]
+    Own,
+    Guest,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawGadget {
+    #[serde(default)]
+    mode: Mode,
+    name: Option<Spanned<String>>,
+    udc: Option<Spanned<String>>,
+    vendor_id: Option<Spanned<u16>>,
+    product_id: Option<Spanned<u16>>,
+    device_release: Option<Spanned<u16>>,
+    manufacturer: Option<Spanned<String>>,
+    product: Option<Spanned<String>>,
+    serial: Option<Spanned<String>>,
+    max_speed: Option<Spanned<Speed>>,
+    max_power_ma: Option<Spanned<u16>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFunction {
+    name: Spanned<String>,
+    #[serde(default)]
+    engine: Engine,
+    #[serde(default)]
+    stall: Stall,
+    mount: Option<Spanned<String>>,
+    #[serde(default)]
+    drive: Vec<Spanned<RawDrive>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDrive {
+    name: Spanned<String>,
+    kind: DriveKind,
+    image: Option<Spanned<String>>,
+    rw: Option<Spanned<bool>>,
+    vendor: Option<Spanned<String>>,
+    product: Option<Spanned<String>>,
+    revision: Option<Spanned<String>>,
+    serial: Option<Spanned<String>>,
+}
+
+impl RawControl {
+    fn check(self, source: &Source<'_>) -> Result<Control, ConfigError> {
+        let socket = match self.socket {
+            None => PathBuf::from(SOCKET_DEFAULT),
+            Some(value) => {
+                let span = value.span();
+                let path = source.absolute(value, "socket")?;
+                if path.as_os_str().len() > SOCKET_PATH_LEN_MAX {
+                    return Err(source.invalid(
+                        span,
+                        format!("the socket's path is longer than the {SOCKET_PATH_LEN_MAX} bytes of a socket address"),
+                        format!("try a shorter one, such as {SOCKET_DEFAULT}"),
+                    ));
+                }
+                path
+            }
+        };
+        let group = self.group.map(|value| source.name(value, "group")).transpose()?;
+        Ok(Control { socket, group })
+    }
+}
+
+impl RawGadget {
+    fn check(self, source: &Source<'_>) -> Result<Gadget, ConfigError> {
+        if self.mode == Mode::Guest {
+            return self.check_guest(source);
+        }
+        let string = |value: Option<Spanned<String>>, key, default: &str| {
+            value.map_or_else(|| Ok(default.to_owned()), |value| source.usb_string(value, key))
+        };
+        let vendor_id = match self.vendor_id {
+            None => NonZeroU16::MIN.saturating_add(0x1d6a),
+            Some(value) => NonZeroU16::new(*value.get_ref()).ok_or_else(|| {
+                source.invalid(value.span(), "vendor_id is 0", "try 0x1d6b, the Linux Foundation's")
+            })?,
+        };
+        if let Some(value) = &self.device_release
+            && (0..4).any(|digit| (value.get_ref() >> (digit * 4)) & 0xf > 9)
+        {
+            return Err(source.invalid(
+                value.span(),
+                "device_release is not binary-coded decimal",
+                "write it in hexadecimal with digits 0 to 9 only: 0x0100 is release 1.00",
+            ));
+        }
+        if let Some(value) = &self.max_power_ma
+            && !(2..=500).contains(value.get_ref())
+        {
+            return Err(source.invalid(value.span(), "max_power_ma is not within 2 and 500", "try 250"));
+        }
+        Ok(Gadget::Own(OwnGadget {
+            name: self
+                .name
+                .map_or_else(|| Ok("ringdrive".to_owned()), |value| source.name(value, "gadget's name"))?,
+            udc: self.udc.map(|value| source.udc(value)).transpose()?,
+            vendor_id,
+            product_id: self.product_id.map_or(0x0104, Spanned::into_inner),
+            device_release: self.device_release.map_or(0x0100, Spanned::into_inner),
+            manufacturer: string(self.manufacturer, "manufacturer", "ringdrive")?,
+            product: string(self.product, "product", "Virtual USB drives")?,
+            serial: string(self.serial, "serial", &machine_serial())?,
+            max_speed: self.max_speed.map_or(Speed::Super, Spanned::into_inner),
+            max_power_ma: self.max_power_ma.map_or(250, Spanned::into_inner),
+        }))
+    }
+
+    /// Refuses what only whoever composes the gadget can decide, lest somebody waits for an effect.
+    fn check_guest(self, source: &Source<'_>) -> Result<Gadget, ConfigError> {
+        fn at<T>(key: &'static str, value: Option<&Spanned<T>>) -> Option<(&'static str, Range<usize>)> {
+            value.map(|value| (key, value.span()))
+        }
+        let idle = [
+            at("name", self.name.as_ref()),
+            at("udc", self.udc.as_ref()),
+            at("vendor_id", self.vendor_id.as_ref()),
+            at("product_id", self.product_id.as_ref()),
+            at("device_release", self.device_release.as_ref()),
+            at("manufacturer", self.manufacturer.as_ref()),
+            at("product", self.product.as_ref()),
+            at("serial", self.serial.as_ref()),
+            at("max_speed", self.max_speed.as_ref()),
+            at("max_power_ma", self.max_power_ma.as_ref()),
+        ];
+        match idle.into_iter().flatten().min_by_key(|(_, span)| span.start) {
+            None => Ok(Gadget::Guest),
+            Some((key, span)) => Err(source.invalid(
+                span,
+                format!("{key} has no effect on a gadget that somebody else composes"),
+                "remove it, or set mode = \"own\"",
+            )),
+        }
+    }
+}
+
+fn check_functions(
+    raw: Vec<Spanned<RawFunction>>,
+    source: &Source<'_>,
+    serial: &str,
+) -> Result<Vec<Function>, ConfigError> {
+    let mut functions: Vec<Function> = Vec::new();
+    let mut drives = 0_usize;
+    for function in raw {
+        let span = function.span();
+        let RawFunction { name, engine, stall, mount, drive } = function.into_inner();
+        if functions.len() == FUNCTIONS_MAX {
+            return Err(source.invalid(
+                span,
+                format!("more than {FUNCTIONS_MAX} functions"),
+                "give a function several drives instead: they share its two endpoints",
+            ));
+        }
+        let name_span = name.span();
+        let name = source.name(name, "function's name")?;
+        if functions.iter().any(|function| function.name == name) {
+            return Err(source.invalid(
+                name_span,
+                format!("two functions are named {name:?}"),
+                "give each its own name",
+            ));
+        }
+        if drive.is_empty() {
+            return Err(source.invalid(
+                span,
+                format!("function {name:?} has no drive"),
+                "add a [[function.drive]] below it",
+            ));
+        }
+        let mount = mount.map(|value| source.absolute(value, "mount")).transpose()?;
+        let mut function = Function { name, engine, stall, mount, drives: Vec::new() };
+        for drive in drive {
+            if function.drives.len() == DRIVES_PER_FUNCTION_MAX {
+                return Err(source.invalid(
+                    drive.span(),
+                    format!("more than {DRIVES_PER_FUNCTION_MAX} drives in function {:?}", function.name),
+                    "put the rest into another [[function]]",
+                ));
+            }
+            let (name_span, drive) = drive.into_inner().check(source, serial, drives)?;
+            let mut others = functions.iter().flat_map(|function| &function.drives).chain(&function.drives);
+            if others.any(|other| other.name == drive.name) {
+                return Err(source.invalid(
+                    name_span,
+                    format!("two drives are named {:?}", drive.name),
+                    "give each its own name; names are shared by all functions",
+                ));
+            }
+            function.drives.push(drive);
+            drives += 1;
+        }
+        functions.push(function);
+    }
+    if functions.is_empty() {
+        return Err(source.invalid(
+            0..0,
+            "the list of functions is empty",
+            "remove `function = []` to get the usual two drives",
+        ));
+    }
+    Ok(functions)
+}
+
+impl RawDrive {
+    /// The drive, and where its name stands.
+    fn check(
+        self,
+        source: &Source<'_>,
+        serial: &str,
+        index: usize,
+    ) -> Result<(Range<usize>, Drive), ConfigError> {
+        let name_span = self.name.span();
+        let name = source.name(self.name, "drive's name")?;
+        if name.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(source.invalid(
+                name_span,
+                format!("the drive's name {name:?} is a number, and numbers are drive indexes"),
+                "add a letter",
+            ));
+        }
+        let kind = self.kind;
+        if let Some(rw) = &self.rw
+            && *rw.get_ref()
+            && kind == DriveKind::Optical
+        {
+            return Err(source.invalid(
+                rw.span(),
+                "an optical drive cannot be writable",
+                "remove rw, or set kind = \"disk\"",
+            ));
+        }
+        let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
+            value.map_or_else(|| Ok(default.to_owned()), |value| source.inquiry(value, key, len))
+        };
+        let drive = Drive {
+            name,
+            kind,
+            image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
+            rw: self.rw.is_some_and(Spanned::into_inner),
+            vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
+            product: inquiry(self.product, "product", 16, default_product(kind))?,
+            revision: inquiry(self.revision, "revision", 4, REVISION_DEFAULT)?,
+            serial: inquiry(self.serial, "serial", SERIAL_LEN_MAX, &default_drive_serial(serial, index))?,
+        };
+        Ok((name_span, drive))
+    }
+}
+
+/// The gadget's serial number may hold any character; a unit's may not.
+fn default_drive_serial(gadget: &str, index: usize) -> String {
+    let mut serial: String = gadget.chars().filter(char::is_ascii_graphic).take(SERIAL_LEN_MAX - 4).collect();
+    serial.push_str(&format!("-{index}"));
+    serial
+}
+
+/// The text, for errors that say where.
+struct Source<'a> {
+    text: &'a str,
+    origin: &'a str,
+}
+
+impl Source<'_> {
+    fn invalid(&self, span: Range<usize>, cause: impl Into<String>, cure: impl Into<String>) -> ConfigError {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        ConfigError::Invalid {
+            origin: self.origin.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
+            cause: cause.into(),
+            cure: cure.into(),
+        }
+    }
+
+    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
+        let message = error.message().trim_end().replace('\n', ", ");
+        let cure = nearest(&message).map_or_else(
+            || "docs/configuration.md lists every key with its values".to_owned(),
+            |near| format!("did you mean `{near}`?"),
+        );
+        self.invalid(error.span().unwrap_or(0..0), message, cure)
+    }
+
+    /// A name in configfs, in a mount table and on a command line.
+    fn name(&self, value: Spanned<String>, what: &str) -> Result<String, ConfigError> {
+        let span = value.span();
+        let name = value.into_inner();
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if (1..=NAME_LEN_MAX).contains(&name.len())
+            && name.chars().all(plain)
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        {
+            return Ok(name);
+        }
+        Err(self.invalid(
+            span,
+            format!("the {what} {name:?} cannot be used"),
+            format!(
+                "use 1 to {NAME_LEN_MAX} letters, digits, `_`, `-` and `.`, the first a letter, a digit or `_`"
+            ),
+        ))
+    }
+
+    fn udc(&self, value: Spanned<String>) -> Result<String, ConfigError> {
+        let span = value.span();
+        let name = value.into_inner();
+        if (1..=64).contains(&name.len())
+            && name.chars().all(|c| c.is_ascii_graphic() && c != '/')
+            && !name.starts_with('.')
+        {
+            return Ok(name);
+        }
+        Err(self.invalid(
+            span,
+            format!("{name:?} is not a USB device controller's name"),
+            "use a name from `ls /sys/class/udc`, or remove the key to use the only one",
+        ))
+    }
+
+    fn absolute(&self, value: Spanned<String>, key: &str) -> Result<PathBuf, ConfigError> {
+        let span = value.span();
+        let path = PathBuf::from(value.into_inner());
+        if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
+            return Ok(path);
+        }
+        Err(self.invalid(
+            span,
+            format!("{key} is not an absolute path"),
+            "start it with `/`: the daemon has no current directory to speak of",
+        ))
+    }
+
+    fn usb_string(&self, value: Spanned<String>, key: &str) -> Result<String, ConfigError> {
+        let span = value.span();
+        let text = value.into_inner();
+        if (1..=USB_STRING_UNITS_MAX).contains(&text.encode_utf16().count())
+            && !text.chars().any(char::is_control)
+        {
+            return Ok(text);
+        }
+        Err(self.invalid(
+            span,
+            format!("{key} does not fit a USB string descriptor"),
+            format!("use 1 to {USB_STRING_UNITS_MAX} characters, none of them a control character"),
+        ))
+    }
+
+    fn inquiry(&self, value: Spanned<String>, key: &str, len_max: usize) -> Result<String, ConfigError> {
+        let span = value.span();
+        let text = value.into_inner();
+        if (1..=len_max).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            return Ok(text);
+        }
+        Err(self.invalid(
+            span,
+            format!("{key} {text:?} does not fit its INQUIRY field"),
+            format!("use 1 to {len_max} printable ASCII characters"),
+        ))
+    }
+}
+
+/// What was probably meant, from serde's "unknown field `x`, expected one of `y`, `z`".
+fn nearest(message: &str) -> Option<&str> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = quoted.next().filter(|_| message.starts_with("unknown "))?;
+    quoted
+        .map(|candidate| (distance(wrong, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits between two words (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().take(64).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.bytes().enumerate() {
+            let substituted = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests;
