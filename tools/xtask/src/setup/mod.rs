@@ -1,0 +1,59 @@
+//! What the other commands need on this machine: Debian packages, Debian's kernel, virtme-ng, memtest86+'s ISO.
+//!
+//! Every step looks first and is quick when there is nothing to do. Only the packages need root; the rest goes below
+//! cargo's target directory. Nothing is ever removed from the machine, and its package sources stay as they are.
+
+mod apt;
+mod kernel;
+mod memtest;
+mod packages;
+mod virtme;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::project;
+pub(crate) use kernel::Kernel;
+
+/// What `vm` needs to start a board.
+pub(crate) struct Board {
+    /// The unpacked kernel.
+    pub(crate) kernel: Kernel,
+    /// The `bin` directory of virtme-ng's environment.
+    pub(crate) virtme_bin: PathBuf,
+}
+
+/// `cargo xtask setup`.
+pub(crate) fn run() -> Result<()> {
+    board()?;
+    memtest_iso()?;
+    eprintln!("everything is set up");
+    Ok(())
+}
+
+/// Sets up the virtual board.
+pub(crate) fn board() -> Result<Board> {
+    let _lock = lock()?;
+    packages::ensure()?;
+    Ok(Board { kernel: kernel::ensure()?, virtme_bin: virtme::ensure()? })
+}
+
+/// memtest86+'s ISO image, unpacked from Debian's package.
+pub(crate) fn memtest_iso() -> Result<PathBuf> {
+    let _lock = lock()?;
+    memtest::ensure()
+}
+
+/// Two set-ups at once would unpack over each other: the second waits.
+fn lock() -> Result<Flock<File>> {
+    let dir = project::board_dir()?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let path = dir.join("setup.lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("cannot lock {}", path.display()))
+}

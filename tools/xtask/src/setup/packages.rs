@@ -1,0 +1,74 @@
+//! Debian packages with the tools that the board and its tests use.
+
+use anyhow::{Result, bail};
+use xshell::{Shell, cmd};
+
+use super::apt::Apt;
+
+const QEMU: &str = "qemu-system-x86";
+
+/// Package, and what it is for.
+const PACKAGES: [(&str, &str); 10] = [
+    (QEMU, "the machine that the virtual board is"),
+    ("busybox-static", "the virtual board's first process"),
+    ("kmod", "kernel modules"),
+    ("udev", "device nodes on the virtual board"),
+    ("dosfstools", "mkfs.vfat, fsck.vfat"),
+    ("mtools", "reading a FAT image without mounting it"),
+    ("eject", "ejecting from the host's side"),
+    ("fio", "verified random reads and writes"),
+    ("sg3-utils", "single SCSI commands from the host's side"),
+    ("usbutils", "lsusb"),
+];
+
+/// Installs what is missing.
+///
+/// # Errors
+/// Something is missing and this is not root; the message has the command to run.
+pub(crate) fn ensure() -> Result<()> {
+    let shell = Shell::new()?;
+    let mut missing: Vec<String> =
+        PACKAGES.iter().map(|(name, _)| (*name).to_owned()).filter(|name| !installed(&shell, name)).collect();
+    if cmd!(shell, "python3 -c 'import ensurepip'").quiet().ignore_stderr().run().is_err() {
+        missing.push("python3-venv".to_owned());
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "these Debian packages are missing: {list}; \
+             install them with `sudo apt-get install --no-install-recommends {list}` and try again"
+        );
+    }
+    eprintln!("installing Debian packages: {list}");
+    let backports = qemu_backports(&shell);
+    let apt = Apt::open(backports.as_deref())?;
+    if let Some(suite) = &backports
+        && let Some(at) = missing.iter().position(|name| name == QEMU)
+    {
+        let qemu = missing.swap_remove(at);
+        apt.install(&[qemu], Some(suite))?;
+    }
+    if !missing.is_empty() {
+        apt.install(&missing, None)?;
+    }
+    Ok(())
+}
+
+fn installed(shell: &Shell, package: &str) -> bool {
+    query(shell, package, "${db:Status-Status}").is_some_and(|status| status == "installed")
+}
+
+fn query(shell: &Shell, package: &str, format: &str) -> Option<String> {
+    cmd!(shell, "dpkg-query --show --showformat={format} {package}").quiet().ignore_stderr().read().ok()
+}
+
+/// QEMU's packages conflict across suites: where `qemu-utils` came from backports, so must the rest.
+fn qemu_backports(shell: &Shell) -> Option<String> {
+    let version = query(shell, "qemu-utils", "${Version}")?;
+    let release = shell.read_file("/etc/os-release").ok()?;
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    version.contains("~bpo").then(|| format!("{codename}-backports"))
+}
