@@ -6,7 +6,11 @@ mod console;
 mod lint;
 mod project;
 mod quote;
+mod report;
 mod setup;
+mod source;
+mod test;
+mod tidy;
 mod vm;
 
 use std::process::ExitCode;
@@ -29,6 +33,8 @@ enum Command {
     Vm(vm::Args),
     /// Formatting, clippy, rustdoc and the house rules; reports all failures
     Lint,
+    /// Every test, on this machine and on the virtual board; ends with a table
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +42,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Vm(args) => vm::run(&args),
         Command::Lint => lint::run(),
+        Command::Test(args) => test::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,51 @@
+//! A run of several steps: each is announced, timed and remembered; a failed one does not stop the others.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+/// What has been run so far.
+#[derive(Default)]
+pub(crate) struct Report {
+    steps: Vec<Step>,
+}
+
+struct Step {
+    name: String,
+    failure: Option<String>,
+    took: Duration,
+}
+
+impl Report {
+    /// Runs one step; true if it passed.
+    pub(crate) fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
+        eprintln!("── {name}");
+        let started = Instant::now();
+        let failure = work().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            eprintln!("✗ {name}: {failure}");
+        }
+        let passed = failure.is_none();
+        self.steps.push(Step { name: name.to_owned(), failure, took: started.elapsed() });
+        passed
+    }
+
+    /// Prints the table and the closing line.
+    pub(crate) fn finish(self) -> ExitCode {
+        let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
+        println!();
+        for Step { name, failure, took } in &self.steps {
+            let result = if failure.is_none() { "passed" } else { "FAILED" };
+            println!("{name:width$}  {result}  {:7.1} s", took.as_secs_f64());
+        }
+        for Step { name, failure, .. } in &self.steps {
+            if let Some(first) = failure.as_deref().and_then(|failure| failure.lines().next()) {
+                println!("✗ {name}: {first}");
+            }
+        }
+        let failed = self.steps.iter().filter(|step| step.failure.is_some()).count();
+        println!("{} passed, {failed} failed", self.steps.len() - failed);
+        if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}

@@ -1,0 +1,139 @@
+//! `cargo xtask test`: every test there is, on this machine and on the virtual board at both speeds.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use xshell::{Shell, cmd};
+
+use crate::report::Report;
+use crate::vm::{self, Speed};
+use crate::{lint, project, setup};
+
+/// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
+const BOARD_LIMIT: u64 = 1500;
+
+/// Set-up, lint, unit, integration and doc tests, and the tests of the virtual board at high speed and SuperSpeed. A test
+/// of the board that is skipped counts as failed.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave the virtual board out
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs everything and reports all failures.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let mut report = Report::default();
+    let shell = Shell::new()?;
+    shell.change_dir(project::root());
+    let board = !args.quick && report.step("set-up", setup::run);
+    lint::steps(&mut report)?;
+    report.step("tests on this machine", || {
+        cmd!(shell, "cargo test --quiet --workspace --exclude hw-tests").quiet().run()?;
+        cmd!(shell, "cargo test --quiet --package hw-tests --lib").quiet().run().context("a test failed")
+    });
+    if board {
+        let mut executables = Vec::new();
+        report.step("build for the board", || {
+            cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
+            executables = board_tests(&shell)?;
+            Ok(())
+        });
+        for (name, path) in &executables {
+            for speed in [Speed::High, Speed::Super] {
+                report.step(&format!("board, {} speed: {name}", speed.name()), || on_board(path, speed));
+            }
+        }
+    }
+    let code = report.finish();
+    if args.quick {
+        println!("--quick: the virtual board's tests were NOT run");
+    }
+    Ok(code)
+}
+
+/// Builds hw-tests; gives names and paths of its test executables.
+fn board_tests(shell: &Shell) -> Result<Vec<(String, PathBuf)>> {
+    let build = cmd!(shell, "cargo test --quiet --package hw-tests --no-run --release --message-format=json");
+    let messages = build.quiet().read().context("hw-tests do not build")?;
+    let executables: Vec<_> = messages.lines().filter_map(test_executable).collect();
+    ensure!(!executables.is_empty(), "hw-tests have no test executable");
+    Ok(executables)
+}
+
+fn test_executable(message: &str) -> Option<(String, PathBuf)> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let target = message.get("target")?;
+    let is_test = target.get("kind")?.as_array()?.iter().any(|kind| kind == "test");
+    let path = message.get("executable")?.as_str()?;
+    is_test.then(|| Some((target.get("name")?.as_str()?.to_owned(), PathBuf::from(path))))?
+}
+
+fn on_board(executable: &PathBuf, speed: Speed) -> Result<()> {
+    let command: Vec<OsString> = vec![executable.into(), "--test-threads=1".into()];
+    let args = vm::Args { timeout: BOARD_LIMIT, ..vm::Args::new(speed, command) };
+    let mut printed = Vec::new();
+    let status = vm::run_with(&args, |piece| {
+        printed.extend_from_slice(piece);
+        io::stdout().write_all(piece)
+    })?;
+    verdict(status, &String::from_utf8_lossy(&printed))
+}
+
+/// Judges by the exit status and by the closing line, which alone tells what was skipped.
+fn verdict(status: u8, printed: &str) -> Result<()> {
+    ensure!(status == 0, "exit status {status}");
+    let Some(closing) = printed.lines().rev().find_map(|line| line.trim().strip_prefix("test result: "))
+    else {
+        bail!("no closing line `test result: …`");
+    };
+    let count = |what: &str| {
+        let words: Vec<&str> = closing.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
+        let number = words
+            .windows(2)
+            .find_map(|pair| (pair.get(1) == Some(&what)).then(|| pair.first()?.parse::<u32>().ok())?);
+        number.with_context(|| format!("the closing line does not say how many were {what}: {closing}"))
+    };
+    let (passed, failed, ignored) = (count("passed")?, count("failed")?, count("ignored")?);
+    ensure!(failed == 0, "{failed} tests failed");
+    ensure!(ignored == 0, "{ignored} tests were skipped; on the virtual board all must run");
+    ensure!(passed > 0, "no test ran");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{test_executable, verdict};
+
+    #[test]
+    fn only_a_run_without_failure_and_skip_passes() {
+        let closing = |p, f, i| {
+            format!(
+                "\ntest result: ok. {p} passed; {f} failed; {i} ignored; 0 measured; 0 filtered out; finished in 0.1s\n\n"
+            )
+        };
+        assert!(verdict(0, &closing(3, 0, 0)).is_ok());
+        assert!(verdict(101, &closing(3, 0, 0)).is_err());
+        assert!(verdict(0, &closing(3, 1, 0)).is_err());
+        assert!(verdict(0, &closing(3, 0, 1)).is_err());
+        assert!(verdict(0, &closing(0, 0, 0)).is_err());
+        assert!(verdict(0, "running 3 tests").is_err());
+        assert!(verdict(0, "test result: ok.").is_err());
+    }
+
+    #[test]
+    fn only_test_executables_run_on_the_board() {
+        let message = |kind: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"board"}},"executable":"/t/board"}}"#
+            )
+        };
+        assert_eq!(test_executable(&message("test")).unwrap().0, "board");
+        assert_eq!(test_executable(&message("lib")), None);
+        assert_eq!(test_executable("not json"), None);
+    }
+}
