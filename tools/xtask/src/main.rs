@@ -3,6 +3,7 @@
 //! Each command is a module; `setup` is what the others call first, `vm` is the virtual board on which `test` and `demo` run.
 
 mod console;
+mod demo;
 mod lint;
 mod project;
 mod quote;
@@ -33,6 +34,10 @@ enum Command {
     Vm(vm::Args),
     /// Formatting, clippy, rustdoc and the house rules; reports all failures
     Lint,
+    /// Show a real USB host using our drives: a CD read whole, a flash disk written and checked
+    Demo(demo::Args),
+    #[command(name = demo::ON_BOARD, hide = true)]
+    DemoOnBoard(demo::OnBoardArgs),
     /// Every test, on this machine and on the virtual board; ends with a table
     Test(test::Args),
 }
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
         Command::Setup => setup::run().map(|()| ExitCode::SUCCESS),
         Command::Vm(args) => vm::run(&args),
         Command::Lint => lint::run(),
+        Command::Demo(args) => demo::run(args),
+        Command::DemoOnBoard(args) => demo::on_board(&args),
         Command::Test(args) => test::run(args),
     };
     outcome.unwrap_or_else(|error| {
