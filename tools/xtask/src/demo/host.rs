@@ -1,7 +1,7 @@
 //! The other side of the cable: Linux's usb-storage and what it makes of the drives.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,10 +101,35 @@ pub(crate) fn size(node: &Path) -> Result<u64> {
     Ok(sectors * 512)
 }
 
-/// The SHA-256 of a whole block device, and its length.
-pub(crate) fn read_whole(node: &Path) -> Result<(String, u64)> {
+/// A block device read to its end.
+pub(crate) struct WholeRead {
+    pub(crate) sha256: String,
+    pub(crate) length: u64,
+    /// Time spent reading; hashing on the virtual board takes longer than that.
+    pub(crate) took: Duration,
+}
+
+/// Reads a whole block device.
+pub(crate) fn read_whole(node: &Path) -> Result<WholeRead> {
     let device = File::open(node).with_context(|| format!("the host cannot open {}", node.display()))?;
-    sha256(device).with_context(|| format!("the host cannot read {}", node.display()))
+    let mut timed = Timed { inner: device, took: Duration::ZERO };
+    let (sha256, length) =
+        sha256(&mut timed).with_context(|| format!("the host cannot read {}", node.display()))?;
+    Ok(WholeRead { sha256, length, took: timed.took })
+}
+
+struct Timed<R> {
+    inner: R,
+    took: Duration,
+}
+
+impl<R: Read> Read for Timed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let started = Instant::now();
+        let read = self.inner.read(buffer);
+        self.took += started.elapsed();
+        read
+    }
 }
 
 /// A mounted file system; unmounted if the demo ends early.
@@ -156,21 +181,23 @@ pub(crate) fn read_all_files(dir: &Path) -> Result<(u64, u64)> {
     Ok((files, bytes))
 }
 
-/// Writes [`FILES`] below `dir`, each down to the drive; gives their bytes.
-pub(crate) fn write_files(dir: &Path) -> Result<u64> {
-    let mut bytes = 0;
+/// Writes [`FILES`] below `dir`, each down to the drive; gives their bytes and the time it took.
+pub(crate) fn write_files(dir: &Path) -> Result<(u64, Duration)> {
+    let (mut bytes, mut took) = (0, Duration::ZERO);
     for file in &FILES {
-        let path = dir.join(file.path);
+        let (path, content) = (dir.join(file.path), file.content());
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
+        let started = Instant::now();
         let mut to = File::create(&path).with_context(|| format!("the host cannot create {}", file.path))?;
-        to.write_all(&file.content())
+        to.write_all(&content)
             .and_then(|()| to.sync_all())
-            .with_context(|| format!("cannot write {}", file.path))?;
+            .with_context(|| format!("the host cannot write {}", file.path))?;
+        took += started.elapsed();
         bytes += file.size as u64;
     }
-    Ok(bytes)
+    Ok((bytes, took))
 }
 
 /// Ejects and waits until the host sees that the medium is gone.
