@@ -70,7 +70,7 @@ impl Daemon {
         let mut daemon = Self { child, socket, log };
         wait_for("ringdrived to answer on its control socket", START, || {
             if let Some(status) = daemon.child.try_wait()? {
-                bail!("ringdrived ended at once, {status}");
+                bail!("ringdrived ended at once, {status}; it said:\n{}", daemon.log());
             }
             Ok(daemon.ask(shell, &["state", "--json"]).ok())
         })?;

@@ -24,7 +24,7 @@ pub(crate) fn tell(iso: &Path, speed: Speed) -> Result<()> {
     done("ringdrived serves memtest86+'s ISO as a CD, and the flash image read-write");
     let outcome = with_daemon(&shell, dir.path(), &cd, &flash, &mut daemon);
     if outcome.is_err() {
-        eprintln!("ringdrived's log:\n{}", daemon.log());
+        eprintln!("ringdrived said:\n{}", daemon.log());
     }
     outcome
 }
