@@ -9,6 +9,7 @@ use anyhow::Result;
 #[derive(Default)]
 pub(crate) struct Report {
     steps: Vec<Step>,
+    notes: Vec<String>,
 }
 
 struct Step {
@@ -31,6 +32,11 @@ impl Report {
         passed
     }
 
+    /// Keeps something that the reader of the closing table must not miss.
+    pub(crate) fn note(&mut self, what: &str) {
+        self.notes.push(what.to_owned());
+    }
+
     /// Prints the table and the closing line.
     pub(crate) fn finish(self) -> ExitCode {
         let width = self.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or(0);
@@ -43,6 +49,9 @@ impl Report {
             if let Some(first) = failure.as_deref().and_then(|failure| failure.lines().next()) {
                 println!("✗ {name}: {first}");
             }
+        }
+        for note in &self.notes {
+            println!("! {note}");
         }
         let failed = self.steps.iter().filter(|step| step.failure.is_some()).count();
         println!("{} passed, {failed} failed", self.steps.len() - failed);

@@ -49,11 +49,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
-    let code = report.finish();
     if args.quick {
-        println!("--quick: the virtual board's tests were NOT run");
+        report.note("--quick: the virtual board's tests were NOT run");
     }
-    Ok(code)
+    Ok(report.finish())
 }
 
 /// Builds hw-tests; gives names and paths of its test executables.

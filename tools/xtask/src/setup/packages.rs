@@ -27,6 +27,12 @@ const PACKAGES: [(&str, &str); 10] = [
 /// Something is missing and this is not root; the message has the command to run.
 pub(crate) fn ensure() -> Result<()> {
     let shell = Shell::new()?;
+    if cmd!(shell, "dpkg-query --version").quiet().ignore_stdout().ignore_stderr().run().is_err() {
+        bail!(
+            "this is not a Debian system (no dpkg-query), and only Debian on amd64 is set up automatically; \
+             docs/virtual-board.md lists what the virtual board needs"
+        );
+    }
     let mut missing: Vec<String> =
         PACKAGES.iter().map(|(name, _)| (*name).to_owned()).filter(|name| !installed(&shell, name)).collect();
     if cmd!(shell, "python3 -c 'import ensurepip'").quiet().ignore_stderr().run().is_err() {
