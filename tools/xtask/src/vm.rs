@@ -59,6 +59,8 @@ impl Speed {
 pub(crate) enum Link {
     /// Debian's own module: right in function, eight times too fast
     Stock,
+    /// The same, rebuilt to carry no more than a cable does; for measurements
+    Real,
 }
 
 /// The command sees this machine's own files: read-only below the root, with changes that are lost under /etc, /usr,
@@ -112,8 +114,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 ///
 /// Gives the exit status as a shell does: 128 and the signal's number for a command that a signal ended.
 pub(crate) fn run_with(args: &Args, mut out: impl FnMut(&[u8]) -> io::Result<()> + Send) -> Result<u8> {
-    let board = setup::board()?;
-    let run = Run::prepare(args)?;
+    let board = setup::board(args.link)?;
+    let run = Run::prepare(args, &board)?;
     let mut vng = run.start(args, &board)?;
     let lifeline = vng.stdin.take();
     let stdout = vng.stdout.take().context("virtme-ng has no standard output")?;
@@ -188,7 +190,7 @@ struct Run {
 }
 
 impl Run {
-    fn prepare(args: &Args) -> Result<Self> {
+    fn prepare(args: &Args, board: &Board) -> Result<Self> {
         let parent = project::board_dir()?;
         remove_stale(&parent);
         let prefix = format!("run-{}-", std::process::id());
@@ -197,7 +199,7 @@ impl Run {
             .tempdir_in(&parent)
             .with_context(|| format!("cannot write to {}", parent.display()))?;
         let run = Self { dir, started: Instant::now() };
-        run.write_script("on-board", &run.board_script(args)?)?;
+        run.write_script("on-board", &run.board_script(args, board)?)?;
         run.write_script("qemu", &run.qemu_script()?)?;
         Ok(run)
     }
@@ -214,13 +216,20 @@ impl Run {
     }
 
     /// What the board executes.
-    fn board_script(&self, args: &Args) -> Result<Vec<u8>> {
+    fn board_script(&self, args: &Args, board: &Board) -> Result<Vec<u8>> {
         let here = env::current_dir().context("the current directory is gone; change to one that exists")?;
         let path = project::path_with(&project::release_dir()?)?;
         let is_super = if args.speed == Speed::Super { "Y" } else { "N" };
+        let load_link = match &board.dummy_hcd {
+            None => "modprobe dummy_hcd".to_owned(),
+            Some(module) => {
+                format!("insmod {}", String::from_utf8_lossy(&shell_word(module.as_os_str())))
+            }
+        };
         let mut script = format!(
             "#!/bin/sh\n\
-             modprobe -a {MODULES} && modprobe dummy_hcd is_high_speed=Y is_super_speed={is_super} || exit 1\n\
+             modprobe -a {MODULES} || exit 1\n\
+             {load_link} is_high_speed=Y is_super_speed={is_super} || exit 1\n\
              mount -t configfs configfs /sys/kernel/config || exit 1\n\
              mkdir -p /run/scratch\n\
              export TMPDIR=/run/scratch LANG=C.UTF-8 RINGDRIVE_BOARD=virtual RINGDRIVE_SPEED={}\n",

@@ -50,27 +50,34 @@ impl Apt {
         Ok(output.lines().map(str::to_owned).collect())
     }
 
-    /// Downloads `package` and unpacks it below `into`, which appears only when it is whole.
-    pub(crate) fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+    /// The newest version of `package` that the index has.
+    pub(crate) fn version(&self, package: &str) -> Option<String> {
+        let options = &self.options;
+        let show = cmd!(self.shell, "apt-cache {options...} show --no-all-versions {package}");
+        let text = show.quiet().ignore_stderr().read().ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
+    }
+
+    /// Downloads packages and unpacks them into one tree, which appears only when it is whole.
+    pub(crate) fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         let parent = into.parent().context("a package cannot be unpacked at the root")?;
         let work = tempfile::Builder::new().prefix("unpack-").tempdir_in(parent)?;
         let (options, tree) = (&self.options, work.path().join("tree"));
         let _here = self.shell.push_dir(work.path());
-        cmd!(self.shell, "apt-get {options...} -qq download {package}")
+        let names = packages.join(" ");
+        cmd!(self.shell, "apt-get {options...} -qq download {packages...}")
             .quiet()
             .run()
-            .with_context(|| format!("cannot download {package}; check the network and try again"))?;
-        let deb = self
-            .shell
-            .read_dir(work.path())?
-            .into_iter()
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get download left no {package} package"))?;
-        cmd!(self.shell, "dpkg-deb --extract {deb} {tree}").quiet().run()?;
+            .with_context(|| format!("cannot download {names}; check the network and try again"))?;
+        for file in self.shell.read_dir(work.path())? {
+            if file.extension().is_some_and(|extension| extension == "deb") {
+                cmd!(self.shell, "dpkg-deb --extract {file} {tree}").quiet().run()?;
+            }
+        }
         if into.exists() {
             fs::remove_dir_all(into)?;
         }
-        fs::rename(&tree, into).with_context(|| format!("cannot move {package} to {}", into.display()))
+        fs::rename(&tree, into).with_context(|| format!("cannot move {names} to {}", into.display()))
     }
 
     /// Installs packages on this machine; refuses to remove any. Needs root.

@@ -62,7 +62,7 @@ pub(crate) fn ensure() -> Result<Kernel> {
     let kernel = Kernel { tree: dir.join(&release), release };
     let Kernel { tree, release } = &kernel;
     eprintln!("unpacking {package} below {} (107 MB to download)", dir.display());
-    apt.unpack(&package, tree)?;
+    apt.unpack(std::slice::from_ref(&package), tree)?;
     let shell = Shell::new()?;
     let path = project::path_with(&tree.join("boot"))?;
     cmd!(shell, "depmod --basedir {tree} {release}").env("PATH", path).quiet().run()?;

@@ -13,7 +13,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     let iso = tree.join("usr/lib/memtest86+/memtest86+x64.iso");
     if !iso.exists() {
         eprintln!("unpacking memtest86+ below {}", tree.display());
-        Apt::open(None)?.unpack("memtest86+", &tree)?;
+        Apt::open(None)?.unpack(&["memtest86+".to_owned()], &tree)?;
     }
     if !iso.exists() {
         bail!("Debian's memtest86+ package has no {}; it may have moved", iso.display());

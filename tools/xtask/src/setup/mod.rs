@@ -5,6 +5,7 @@
 
 mod apt;
 mod kernel;
+mod link;
 mod memtest;
 mod packages;
 mod virtme;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::project;
+use crate::vm::Link;
 pub(crate) use kernel::Kernel;
 
 /// What `vm` needs to start a board.
@@ -24,21 +26,28 @@ pub(crate) struct Board {
     pub(crate) kernel: Kernel,
     /// The `bin` directory of virtme-ng's environment.
     pub(crate) virtme_bin: PathBuf,
+    /// A dummy_hcd to load in place of the kernel's own.
+    pub(crate) dummy_hcd: Option<PathBuf>,
 }
 
 /// `cargo xtask setup`.
 pub(crate) fn run() -> Result<()> {
-    board()?;
+    board(Link::Stock)?;
     memtest_iso()?;
     eprintln!("everything is set up");
     Ok(())
 }
 
 /// Sets up the virtual board.
-pub(crate) fn board() -> Result<Board> {
+pub(crate) fn board(link: Link) -> Result<Board> {
     let _lock = lock()?;
     packages::ensure()?;
-    Ok(Board { kernel: kernel::ensure()?, virtme_bin: virtme::ensure()? })
+    let kernel = kernel::ensure()?;
+    let dummy_hcd = match link {
+        Link::Stock => None,
+        Link::Real => Some(link::ensure(&kernel)?),
+    };
+    Ok(Board { kernel, virtme_bin: virtme::ensure()?, dummy_hcd })
 }
 
 /// memtest86+'s ISO image, unpacked from Debian's package.

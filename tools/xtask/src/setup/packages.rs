@@ -38,6 +38,21 @@ pub(crate) fn ensure() -> Result<()> {
     if cmd!(shell, "python3 -c 'import ensurepip'").quiet().ignore_stderr().run().is_err() {
         missing.push("python3-venv".to_owned());
     }
+    install(&shell, missing)
+}
+
+/// Installs what it takes to build a kernel module.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn ensure_builders(compiler: &str) -> Result<()> {
+    let shell = Shell::new()?;
+    let needed = ["make", "xz-utils", compiler].map(str::to_owned);
+    let missing = needed.into_iter().filter(|name| !installed(&shell, name)).collect();
+    install(&shell, missing)
+}
+
+fn install(shell: &Shell, mut missing: Vec<String>) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -49,7 +64,7 @@ pub(crate) fn ensure() -> Result<()> {
         );
     }
     eprintln!("installing Debian packages: {list}");
-    let backports = qemu_backports(&shell);
+    let backports = qemu_backports(shell);
     let apt = Apt::open(backports.as_deref())?;
     if let Some(suite) = &backports
         && let Some(at) = missing.iter().position(|name| name == QEMU)
