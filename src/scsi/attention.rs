@@ -1,0 +1,66 @@
+//! Unit attention conditions: at most one of each, reported in the order of SAM-5 §5.14.
+
+use super::sense::{
+    INQUIRY_DATA_CHANGED, MEDIUM_MAY_HAVE_CHANGED, MODE_PARAMETERS_CHANGED, RESET_OCCURRED, Sense,
+};
+
+/// What the host must be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attention {
+    /// Power on, or a reset of the transport.
+    Reset,
+    /// The unit became another kind of device.
+    InquiryChanged,
+    /// A medium was inserted.
+    MediumChanged,
+    /// Write protection was changed.
+    ModeParametersChanged,
+}
+
+/// Most urgent first: SAM-5 table 45 puts resets above all else. What a medium change means depends on what the device is, so
+/// that comes before it.
+const PRECEDENCE: [Attention; 4] =
+    [Attention::Reset, Attention::InquiryChanged, Attention::MediumChanged, Attention::ModeParametersChanged];
+
+impl Attention {
+    fn sense(self) -> Sense {
+        match self {
+            Self::Reset => RESET_OCCURRED,
+            Self::InquiryChanged => INQUIRY_DATA_CHANGED,
+            Self::MediumChanged => MEDIUM_MAY_HAVE_CHANGED,
+            Self::ModeParametersChanged => MODE_PARAMETERS_CHANGED,
+        }
+    }
+
+    const fn mask(self) -> u8 {
+        match self {
+            Self::Reset => 1,
+            Self::InquiryChanged => 2,
+            Self::MediumChanged => 4,
+            Self::ModeParametersChanged => 8,
+        }
+    }
+}
+
+/// The conditions that wait to be reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attentions(u8);
+
+impl Attentions {
+    /// Establishes a condition; one that waits already is not repeated (SAM-5 §5.14: unit attentions may be merged).
+    pub(super) fn raise(&mut self, attention: Attention) {
+        self.0 |= attention.mask();
+    }
+
+    /// Withdraws a condition that is no longer true.
+    pub(super) fn withdraw(&mut self, attention: Attention) {
+        self.0 &= !attention.mask();
+    }
+
+    /// Takes the most urgent condition.
+    pub(super) fn take(&mut self) -> Option<Sense> {
+        let next = PRECEDENCE.into_iter().find(|attention| self.0 & attention.mask() != 0)?;
+        self.withdraw(next);
+        Some(next.sense())
+    }
+}

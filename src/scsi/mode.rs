@@ -1,0 +1,179 @@
+//! MODE SENSE and the mode pages (SPC-4 §6.11 and §7.5, SBC-3 §6.5, MMC-6 §7).
+//!
+//! No parameter can be changed, so the changeable values of each page are zeroes, and default values are the current ones.
+
+use super::cdb::Cdb;
+use super::opcodes::Kinds;
+use super::response::Response;
+use super::sense::{SAVING_PARAMETERS_NOT_SUPPORTED, Sense};
+use super::target::Outcome;
+use super::unit::{Kind, Unit};
+
+/// Page code that stands for all pages, and subpage code for all subpages.
+const ALL_PAGES: u8 = 0x3F;
+const ALL_SUBPAGES: u8 = 0xFF;
+
+/// A mode page in page_0 format.
+pub(super) struct Page {
+    code: u8,
+    kinds: Kinds,
+    /// Writes what follows the page length.
+    body: fn(&Unit, &mut Response<'_>),
+}
+
+/// In the order of page codes, in which MODE SENSE returns them (SPC-4 §6.11.1).
+const PAGES: &[Page] = &[
+    Page { code: 0x01, kinds: Kinds::Both, body: error_recovery },
+    Page { code: 0x08, kinds: Kinds::Disk, body: caching },
+    Page { code: 0x0A, kinds: Kinds::Disk, body: control },
+    Page { code: 0x1A, kinds: Kinds::Optical, body: power_condition },
+    Page { code: 0x2A, kinds: Kinds::Optical, body: capabilities },
+];
+
+/// No retries, no corrections reported: an image either gives its bytes or does not.
+fn error_recovery(_: &Unit, out: &mut Response<'_>) {
+    out.zeros(10);
+}
+
+/// WCE: writes are promised at SYNCHRONIZE CACHE or with FUA (SBC-3 §6.5.5).
+fn caching(_: &Unit, out: &mut Response<'_>) {
+    out.byte(0x04);
+    out.zeros(17);
+}
+
+/// D_SENSE is zero: sense data of a CHECK CONDITION would be in fixed format (SPC-4 §7.5.8).
+fn control(_: &Unit, out: &mut Response<'_>) {
+    out.zeros(10);
+}
+
+/// No timers.
+fn power_condition(_: &Unit, out: &mut Response<'_>) {
+    out.zeros(10);
+}
+
+/// CD/DVD capabilities and mechanical status (MMC-3 §6.3.11), without audio and without writing. Linux takes from it
+/// whether the drive has a tray, can eject and can lock.
+fn capabilities(unit: &Unit, out: &mut Response<'_>) {
+    // Reads CD-R, CD-RW, DVD-ROM, DVD-R; writes nothing; plays nothing.
+    out.push(&[0x1B, 0x00, 0x00, 0x00]);
+    // Tray, ejects, locks; and whether it is locked now.
+    out.push(&[0x29 | if unit.prevented() { 0x02 } else { 0 }, 0x00]);
+    // Obsolete speed, volume levels, buffer of 2048 KiB, obsolete speed: 48 times 176 kB/s.
+    out.be16(8448);
+    out.be16(0);
+    out.be16(2048);
+    out.be16(8448);
+    out.zeros(6);
+}
+
+/// What PC asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    Current,
+    Changeable,
+}
+
+impl Page {
+    /// The page of `unit` with this code.
+    pub(super) fn find(unit: &Unit, code: u8) -> Option<&'static Self> {
+        PAGES.iter().find(|page| page.code == code && page.kinds.include(unit.kind()))
+    }
+
+    /// The page with its current values.
+    pub(super) fn write(&self, unit: &Unit, out: &mut Response<'_>) {
+        self.write_values(unit, Values::Current, out);
+    }
+
+    fn write_values(&self, unit: &Unit, values: Values, out: &mut Response<'_>) {
+        let at = out.len();
+        out.push(&[self.code, 0]);
+        (self.body)(unit, out);
+        out.seal8(at.saturating_add(1));
+        if values == Values::Changeable {
+            out.clear_from(at.saturating_add(2));
+        }
+    }
+}
+
+pub(super) fn mode_sense_6(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
+    out.push(&[0, 0, device_specific(unit), 0]);
+    if !cdb.bit::<1>(3) {
+        block_descriptor(unit, out);
+    }
+    descriptor_len(out, 3, 4);
+    pages(unit, cdb, out)?;
+    out.seal8(0);
+    Ok(Outcome::Data { allocation: u32::from(cdb.byte::<4>()) })
+}
+
+pub(super) fn mode_sense_10(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
+    let long = cdb.bit::<1>(4) && unit.kind() == Kind::Disk;
+    out.push(&[0, 0, 0, device_specific(unit), u8::from(long), 0, 0, 0]);
+    match (cdb.bit::<1>(3), long) {
+        (true, _) => {}
+        (false, false) => block_descriptor(unit, out),
+        (false, true) => long_block_descriptor(unit, out),
+    }
+    descriptor_len(out, 7, 8);
+    pages(unit, cdb, out)?;
+    out.seal16(0);
+    Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
+}
+
+/// WP and DPOFUA (SBC-3 §6.5.1); reserved for optical units (MMC-6 §7.2.2).
+pub(super) fn device_specific(unit: &Unit) -> u8 {
+    match (unit.kind(), unit.medium()) {
+        (Kind::Optical, _) => 0,
+        (Kind::Disk, Some(medium)) if medium.write_protected => 0x90,
+        (Kind::Disk, _) => 0x10,
+    }
+}
+
+/// Short LBA descriptor of a disk (SBC-3 §6.5.2.2). Optical units have none (MMC-6 §7.2.2), and an empty unit has nothing to
+/// say in one.
+pub(super) fn block_descriptor(unit: &Unit, out: &mut Response<'_>) {
+    if let (Kind::Disk, Some(medium)) = (unit.kind(), unit.medium()) {
+        out.be32(u32::try_from(medium.blocks.0).unwrap_or(u32::MAX));
+        out.byte(0);
+        out.be24(medium.block_size.bytes());
+    }
+}
+
+/// Long LBA descriptor (SBC-3 §6.5.2.3).
+pub(super) fn long_block_descriptor(unit: &Unit, out: &mut Response<'_>) {
+    if let (Kind::Disk, Some(medium)) = (unit.kind(), unit.medium()) {
+        out.be64(medium.blocks.0);
+        out.be32(0);
+        out.be32(medium.block_size.bytes());
+    }
+}
+
+/// Fills in the block descriptor length at `at`; what was written past the header is the descriptor.
+fn descriptor_len(out: &mut Response<'_>, at: usize, header_len: usize) {
+    let len = out.len().saturating_sub(header_len);
+    out.patch(at, &[u8::try_from(len).unwrap_or(0)]);
+}
+
+fn pages(unit: &Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<(), Sense> {
+    let values = match cdb.byte::<2>() >> 6 {
+        // Default values are the current ones.
+        0 | 2 => Values::Current,
+        1 => Values::Changeable,
+        _ => return Err(SAVING_PARAMETERS_NOT_SUPPORTED),
+    };
+    if !matches!(cdb.byte::<3>(), 0 | ALL_SUBPAGES) {
+        return Err(Sense::in_cdb(3));
+    }
+    match cdb.byte::<2>() & 0x3F {
+        ALL_PAGES => {
+            for page in PAGES.iter().filter(|page| page.kinds.include(unit.kind())) {
+                page.write_values(unit, values, out);
+            }
+        }
+        code => {
+            let page = Page::find(unit, code).ok_or(Sense::in_cdb_bit(2, 5))?;
+            page.write_values(unit, values, out);
+        }
+    }
+    Ok(())
+}

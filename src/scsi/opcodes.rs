@@ -1,0 +1,222 @@
+//! The opcode table: every command that we know, and all that is to be checked before its handler runs.
+//!
+//! A row's `usage` is the CDB usage data of REPORT SUPPORTED OPERATION CODES (SPC-4 §6.35.3): the opcode, then a one for each
+//! bit that we look at. Its length is the length of the CDB. Rows are in the order of opcode and service action.
+//!
+//! MMC-6 has no READ(6), READ(16), WRITE and VERIFY(16) for drives that only read. Optical units list them all the same: a
+//! host that tries them gets its data, or DATA PROTECT for a write, which tells more than INVALID COMMAND OPERATION CODE.
+
+use super::cdb::Cdb;
+use super::response::Response;
+use super::sense::{INVALID_COMMAND_OPERATION_CODE, Sense};
+use super::target::{Outcome, Target};
+use super::unit::{Kind, Unit};
+use super::{blocks, inquiry, mode, mode_select, optical, removable, report};
+
+/// The direction of a command's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    None,
+    In,
+    Out,
+}
+
+/// Which units have the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kinds {
+    Both,
+    Disk,
+    Optical,
+}
+
+impl Kinds {
+    pub(super) fn include(self, kind: Kind) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Disk => kind == Kind::Disk,
+            Self::Optical => kind == Kind::Optical,
+        }
+    }
+}
+
+/// What happens to the command while a unit attention waits (SAM-5 §5.14, MMC-6 §4.1.6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnderAttention {
+    /// It ends in CHECK CONDITION and reports the condition.
+    Refused,
+    /// It runs, and the condition goes on waiting.
+    Allowed,
+}
+
+/// Whether the command ends in NOT READY without a medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MediumNeed {
+    Present,
+    None,
+}
+
+/// Who carries the command out.
+#[derive(Clone, Copy)]
+pub(super) enum Handler {
+    /// The unit; a LUN without one answers LOGICAL UNIT NOT SUPPORTED.
+    Unit(fn(&mut Unit, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>),
+    /// The target, which answers for a LUN without a unit too (SPC-4 §4.6.4).
+    Target(fn(&mut Target, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>),
+}
+
+/// A row of the table.
+pub(super) struct Opcode {
+    pub(super) opcode: u8,
+    pub(super) service_action: Option<u8>,
+    pub(super) name: &'static str,
+    pub(super) usage: &'static [u8],
+    pub(super) direction: Direction,
+    pub(super) kinds: Kinds,
+    pub(super) under_attention: UnderAttention,
+    pub(super) medium: MediumNeed,
+    pub(super) handler: Handler,
+}
+
+impl Opcode {
+    /// Length of the CDB in bytes.
+    pub(super) fn cdb_len(&self) -> usize {
+        self.usage.len()
+    }
+
+    /// REQUEST SENSE is the only command that finds the sense data of the one before it.
+    pub(super) fn takes_sense(&self) -> bool {
+        self.opcode == REQUEST_SENSE
+    }
+
+    /// Service action, zero for a command that has none.
+    pub(super) fn action(&self) -> u8 {
+        self.service_action.unwrap_or(0)
+    }
+}
+
+const REQUEST_SENSE: u8 = 0x03;
+
+/// A row whose handler sees the command whatever state the unit is in.
+const fn always(
+    name: &'static str,
+    usage: &'static [u8],
+    direction: Direction,
+    kinds: Kinds,
+    handler: Handler,
+) -> Opcode {
+    let [opcode, ..] = usage else { panic!("a CDB has an opcode") };
+    Opcode {
+        opcode: *opcode,
+        service_action: None,
+        name,
+        usage,
+        direction,
+        kinds,
+        under_attention: UnderAttention::Allowed,
+        medium: MediumNeed::None,
+        handler,
+    }
+}
+
+/// A row that reports unit attentions, and needs no medium.
+const fn unit(
+    name: &'static str,
+    usage: &'static [u8],
+    direction: Direction,
+    kinds: Kinds,
+    handler: fn(&mut Unit, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>,
+) -> Opcode {
+    Opcode {
+        under_attention: UnderAttention::Refused,
+        ..always(name, usage, direction, kinds, Handler::Unit(handler))
+    }
+}
+
+/// A row that reports unit attentions, and needs a medium.
+const fn media(
+    name: &'static str,
+    usage: &'static [u8],
+    direction: Direction,
+    kinds: Kinds,
+    handler: fn(&mut Unit, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>,
+) -> Opcode {
+    Opcode { medium: MediumNeed::Present, ..unit(name, usage, direction, kinds, handler) }
+}
+
+/// The same row for one service action, which stands in the low five bits of byte 1.
+const fn action(row: Opcode) -> Opcode {
+    let [_, byte, ..] = row.usage else { panic!("a service action has a byte") };
+    Opcode { service_action: Some(*byte & 0x1F), ..row }
+}
+
+use Direction::{In, Out};
+use Handler::{Target as ByTarget, Unit as ByUnit};
+use Kinds::{Both, Disk, Optical};
+
+const NO_DATA: Direction = Direction::None;
+
+#[rustfmt::skip]
+pub(super) const TABLE: &[Opcode] = &[
+    media("TEST UNIT READY", &[0x00, 0, 0, 0, 0, 0], NO_DATA, Both, removable::test_unit_ready),
+    always("REQUEST SENSE", &[REQUEST_SENSE, 0x01, 0, 0, 0xFF, 0], In, Both, ByTarget(report::request_sense)),
+    media("READ(6)", &[0x08, 0x1F, 0xFF, 0xFF, 0xFF, 0], In, Both, blocks::read),
+    media("WRITE(6)", &[0x0A, 0x1F, 0xFF, 0xFF, 0xFF, 0], Out, Both, blocks::write),
+    always("INQUIRY", &[0x12, 0x03, 0xFF, 0xFF, 0xFF, 0], In, Both, ByTarget(inquiry::inquiry)),
+    unit("MODE SELECT(6)", &[0x15, 0x11, 0, 0, 0xFF, 0], Out, Both, mode_select::mode_select_6),
+    unit("MODE SENSE(6)", &[0x1A, 0x08, 0xFF, 0xFF, 0xFF, 0], In, Both, mode::mode_sense_6),
+    unit("START STOP UNIT", &[0x1B, 0x01, 0, 0, 0xF3, 0], NO_DATA, Both, removable::start_stop_unit),
+    unit("PREVENT ALLOW MEDIUM REMOVAL", &[0x1E, 0, 0, 0, 0x03, 0], NO_DATA, Both, removable::prevent_allow),
+    unit("READ FORMAT CAPACITIES", &[0x23, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], In, Disk, blocks::read_format_capacities),
+    media("READ CAPACITY(10)", &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], In, Both, blocks::read_capacity_10),
+    media("READ(10)", &[0x28, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], In, Both, blocks::read),
+    media("WRITE(10)", &[0x2A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], Out, Both, blocks::write),
+    media("VERIFY(10)", &[0x2F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], NO_DATA, Both, blocks::verify),
+    media("SYNCHRONIZE CACHE(10)", &[0x35, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], NO_DATA, Both, blocks::synchronize_cache),
+    media("READ TOC/PMA/ATIP", &[0x43, 0x02, 0x0F, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xC0], In, Optical, optical::read_toc),
+    always("GET CONFIGURATION", &[0x46, 0x03, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0], In, Optical, ByUnit(optical::get_configuration)),
+    always("GET EVENT STATUS NOTIFICATION", &[0x4A, 0x01, 0, 0, 0xFF, 0, 0, 0xFF, 0xFF, 0], In, Optical, ByUnit(optical::get_event_status)),
+    media("READ DISC INFORMATION", &[0x51, 0x07, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], In, Optical, optical::read_disc_information),
+    media("READ TRACK INFORMATION", &[0x52, 0x03, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], In, Optical, optical::read_track_information),
+    unit("MODE SELECT(10)", &[0x55, 0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], Out, Both, mode_select::mode_select_10),
+    unit("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0], In, Both, mode::mode_sense_10),
+    media("READ(16)", &[0x88, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, blocks::read),
+    media("WRITE(16)", &[0x8A, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], Out, Both, blocks::write),
+    media("VERIFY(16)", &[0x8F, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], NO_DATA, Both, blocks::verify),
+    media("SYNCHRONIZE CACHE(16)", &[0x91, 0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], NO_DATA, Both, blocks::synchronize_cache),
+    action(media("READ CAPACITY(16)", &[0x9E, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, blocks::read_capacity_16)),
+    always("REPORT LUNS", &[0xA0, 0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, ByTarget(report::report_luns)),
+    action(unit("REPORT SUPPORTED OPERATION CODES", &[0xA3, 0x0C, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, report::supported_operation_codes)),
+    media("READ(12)", &[0xA8, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, blocks::read),
+    media("WRITE(12)", &[0xAA, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], Out, Both, blocks::write),
+    media("VERIFY(12)", &[0xAF, 0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], NO_DATA, Both, blocks::verify),
+    unit("MECHANISM STATUS", &[0xBD, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0], In, Optical, optical::mechanism_status),
+    media("READ CD", &[0xBE, 0x1C, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFE, 0x07, 0], In, Optical, optical::read_cd),
+];
+
+/// The rows that a unit of this kind has.
+pub(super) fn of_kind(kind: Kind) -> impl Iterator<Item = &'static Opcode> {
+    TABLE.iter().filter(move |row| row.kinds.include(kind))
+}
+
+/// The row of a command; for a LUN without a unit, of any kind.
+///
+/// # Errors
+/// INVALID COMMAND OPERATION CODE, or INVALID FIELD IN CDB where only the service action is unknown (SPC-4 §4.2.5.2).
+pub(super) fn find(cdb: &Cdb, kind: Option<Kind>) -> Result<&'static Opcode, Sense> {
+    let mut refusal = INVALID_COMMAND_OPERATION_CODE;
+    for row in TABLE {
+        if row.opcode != cdb.opcode() || kind.is_some_and(|kind| !row.kinds.include(kind)) {
+            continue;
+        }
+        match row.service_action {
+            Some(action) if action != cdb.byte::<1>() & 0x1F => refusal = Sense::in_cdb_bit(1, 4),
+            _ => return Ok(row),
+        }
+    }
+    Err(refusal)
+}
+
+/// The standard's name of the command in `cdb`, for messages.
+pub fn name_of(cdb: &[u8]) -> &'static str {
+    find(&Cdb::new(0, cdb), None).map_or("unknown command", |row| row.name)
+}

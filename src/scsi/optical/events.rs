@@ -1,0 +1,99 @@
+//! GET EVENT STATUS NOTIFICATION (MMC-6 §6.7), polled.
+
+use crate::scsi::cdb::Cdb;
+use crate::scsi::response::Response;
+use crate::scsi::sense::Sense;
+use crate::scsi::target::Outcome;
+use crate::scsi::unit::{MediaEvent, Unit};
+
+/// Notification classes that can be asked for; the lowest is the most urgent (MMC-6 table 283).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    OperationalChange,
+    PowerManagement,
+    Media,
+    DeviceBusy,
+}
+
+const CLASSES: [Class; 4] =
+    [Class::OperationalChange, Class::PowerManagement, Class::Media, Class::DeviceBusy];
+
+/// Header byte 3: the classes above.
+const SUPPORTED: u8 = 0x56;
+
+/// No event available.
+const NEA: u8 = 0x80;
+
+impl Class {
+    const fn code(self) -> u8 {
+        match self {
+            Self::OperationalChange => 1,
+            Self::PowerManagement => 2,
+            Self::Media => 4,
+            Self::DeviceBusy => 6,
+        }
+    }
+
+    fn requested(self, cdb: &Cdb) -> bool {
+        cdb.bit::<4>(self.code())
+    }
+
+    fn has_event(self, unit: &Unit) -> bool {
+        self == Self::Media && unit.media_event.is_some()
+    }
+}
+
+pub(in crate::scsi) fn get_event_status(
+    unit: &mut Unit,
+    cdb: &Cdb,
+    out: &mut Response<'_>,
+) -> Result<Outcome, Sense> {
+    if !cdb.bit::<1>(0) {
+        // Asynchronous notification is not supported.
+        return Err(Sense::in_cdb_bit(1, 0));
+    }
+    let requested = || CLASSES.into_iter().filter(|class| class.requested(cdb));
+    // A class with an event; without one, the most urgent class, which then tells its state.
+    let class = requested().find(|class| class.has_event(unit)).or_else(|| requested().next());
+    out.zeros(2);
+    match class {
+        None => out.push(&[NEA, SUPPORTED]),
+        Some(class) => {
+            out.push(&[class.code(), SUPPORTED]);
+            let allocation = cdb.be16::<7>();
+            event(class, unit, allocation, out);
+        }
+    }
+    let descriptor = u16::try_from(out.len().saturating_sub(4)).unwrap_or(0);
+    out.patch(0, &descriptor.to_be_bytes());
+    Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
+}
+
+/// Four bytes: the event, the state, and what belongs to the class.
+fn event(class: Class, unit: &mut Unit, allocation: u16, out: &mut Response<'_>) {
+    match class {
+        // No change; no persistent prevention by another host; nothing changed.
+        Class::OperationalChange => out.zeros(4),
+        // No change; active.
+        Class::PowerManagement => out.push(&[0, 1, 0, 0]),
+        Class::Media => {
+            let state = u8::from(unit.tray_open()) | u8::from(unit.medium().is_some()) << 1;
+            // An event that does not fit the allocation length is not lost (MMC-6 §6.7.1.4).
+            let event = if allocation > 4 { unit.media_event.take() } else { None };
+            out.push(&[event.map_or(0, MediaEvent::code), state, 0, 0]);
+        }
+        // No change; not busy.
+        Class::DeviceBusy => out.zeros(4),
+    }
+}
+
+impl MediaEvent {
+    /// MMC-6 table 291.
+    const fn code(self) -> u8 {
+        match self {
+            Self::EjectRequest => 1,
+            Self::NewMedia => 2,
+            Self::MediaRemoval => 3,
+        }
+    }
+}
