@@ -2,7 +2,7 @@
 //!
 //! The way of a byte: [`gadget`] brings a CBW from the host, [`bot`] opens a command, [`scsi`] says what it means, [`media`]
 //! says where the bytes are, [`ring`] moves them, and [`drive`] joins the five. [`control`] is how people talk to it.
-//! Each room knows only what `docs/rooms.md` allows.
+//! Each room knows only what `docs/architecture.md` allows.
 
 pub mod bot;
 pub mod config;

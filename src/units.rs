@@ -113,9 +113,37 @@ impl ByteRange {
         self.len.0 == 0
     }
 
+    /// The first `len` bytes, or all of them, and what is behind.
+    pub fn split_at(self, len: ByteLen) -> (Self, Self) {
+        let head = len.0.min(self.len.0);
+        (
+            Self { start: self.start, len: ByteLen(head) },
+            Self { start: ByteOffset(self.start.0 + head), len: ByteLen(self.len.0 - head) },
+        )
+    }
+
     /// One past the last byte.
     pub fn end(self) -> ByteOffset {
         ByteOffset(self.start.0 + self.len.0)
+    }
+}
+
+impl ByteLen {
+    /// For lengths of buffers, which are small; saturates where `usize` is narrower.
+    pub fn to_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl From<usize> for ByteLen {
+    fn from(len: usize) -> Self {
+        Self(u64::try_from(len).unwrap_or(u64::MAX))
+    }
+}
+
+impl From<u32> for ByteLen {
+    fn from(len: u32) -> Self {
+        Self(len.into())
     }
 }
 

@@ -23,7 +23,8 @@ pub const EP_IN: &str = "ep1";
 pub const EP_OUT: &str = "ep2";
 
 /// A bus speed that the descriptors are written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Speed {
     /// 12 Mbit/s.
     Full,

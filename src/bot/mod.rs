@@ -23,6 +23,8 @@ mod plan;
 mod tests;
 mod wire;
 
+use serde::{Deserialize, Serialize};
+
 pub use plan::{DataPhase, Intent, Plan};
 use plan::{PhaseError, thirteen_cases};
 use wire::WireStatus;
@@ -38,7 +40,8 @@ pub enum CommandStatus {
 }
 
 /// Whether IN may be halted to end a data phase early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum StallPolicy {
     /// Halt IN where the device sends less than the host expects: what §6.7.2 prefers.
     Auto,

@@ -1,1 +1,33 @@
-//! stub
+//! One USB function at work: joins the transport, the command set, the image and the kernel.
+//!
+//! [`function::Function`] is the state machine. It knows no thread and no clock: it is told what happened (an endpoint request is
+//! done, an image operation is done, the bus changed, somebody asks for something) and queues what follows. [`thread`] tells it
+//! from one io_uring loop; the simulation and the benches tell it from a model host.
+//!
+//! | file | what |
+//! |---|---|
+//! | `command` | what can be asked of a drive, and what it tells: shared with the control socket |
+//! | `function` | the state, the bus, resets, and which comes next |
+//! | `phases` | a command from its answer to its CSW |
+//! | `data_in`, `data_out` | the two data phases with an image behind them |
+//! | `requests` | insert, eject, settings |
+//! | `pipes` | the endpoints with their buffers and the count of what is queued |
+//! | `fault` | the one map from media faults to sense data |
+//! | `thread` | the real loop |
+
+pub mod command;
+mod data_in;
+mod data_out;
+mod fault;
+pub mod function;
+mod phases;
+mod pipes;
+mod requests;
+pub mod thread;
+
+pub use command::{
+    DriveIndex, DriveState, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal, ReplyTo,
+    Request, Setting,
+};
+pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
+pub use requests::block_size;

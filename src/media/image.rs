@@ -59,6 +59,7 @@ pub struct Image {
     len: ByteLen,
     identity: Identity,
     locked: bool,
+    block_size: BlockSize,
 }
 
 impl Image {
@@ -137,7 +138,7 @@ impl Image {
         }
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
         let identity = Identity::of(&metadata);
-        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked })
+        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size })
     }
 
     /// As it was named to us.
@@ -153,6 +154,11 @@ impl Image {
     /// Bytes that the file really has; [`Medium::len`] fills up the last block.
     pub fn stored(&self) -> ByteLen {
         self.stored
+    }
+
+    /// The blocks that it was measured in.
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
     }
 
     /// What the file was when it was opened.

@@ -117,6 +117,9 @@ macro_rules! senses {
     };
 }
 
+/// The target gave the command up; the host may send it again.
+pub const ABORTED_COMMAND: Sense = Sense::new(SenseKey::AbortedCommand, 0x00, 0x00);
+
 senses! {
     /// Nothing to report.
     NO_SENSE = NoSense 0x00 0x00 "no additional sense information";
@@ -134,6 +137,8 @@ senses! {
     INVALID_COMMAND_OPERATION_CODE = IllegalRequest 0x20 0x00 "invalid command operation code";
     /// The range passes the last block.
     LBA_OUT_OF_RANGE = IllegalRequest 0x21 0x00 "logical block address out of range";
+    /// The host sent other data than the command takes.
+    DATA_PHASE_ERROR = AbortedCommand 0x4B 0x00 "data phase error";
     /// A CDB field has a value we do not support.
     INVALID_FIELD_IN_CDB = IllegalRequest 0x24 0x00 "invalid field in CDB";
     /// No unit has this LUN.

@@ -1,5 +1,6 @@
 //! One logical unit: what it is, what is in it, and what the host has not been told yet.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::attention::{Attention, Attentions};
@@ -10,7 +11,8 @@ use crate::units::{BlockSize, Blocks};
 const SERIAL_LEN_MAX: usize = 64;
 
 /// What a unit is. Both kinds have removable media.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Direct access block device, peripheral device type 00h.
     Disk,

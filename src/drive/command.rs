@@ -1,0 +1,332 @@
+//! What can be asked of a drive, and what a drive tells: the one definition of each, which the control socket carries as JSON.
+//!
+//! Requests go to the function's thread through [`Handle::send`] and are answered through a [`ReplyTo`], between two commands of
+//! the host; events flow the other way. Nothing here blocks.
+
+use std::{fmt, io, sync::Arc};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::{Deserialize, Serialize};
+
+use crate::{bot::StallPolicy, gadget::Speed, media::Image, scsi::Kind};
+
+/// Most requests that wait for one function; further ones are refused as [`Refusal::Busy`].
+pub const REQUESTS_MAX: usize = 64;
+
+/// A drive's number, counted over all functions in the order of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DriveIndex(pub u16);
+
+/// A drive as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveState {
+    /// Its number.
+    pub drive: DriveIndex,
+    /// Its name in the configuration.
+    pub name: String,
+    /// The USB function that carries it.
+    pub function: String,
+    /// Its logical unit number within that function.
+    pub lun: u8,
+    /// What the host sees.
+    pub kind: Kind,
+    /// The image in it, if any.
+    pub image: Option<ImageState>,
+    /// Whether the next image will be inserted writable unless the insert says otherwise.
+    pub rw: bool,
+    /// Whether the host prevents removal (PREVENT ALLOW MEDIUM REMOVAL).
+    pub prevented: bool,
+    /// How short data phases end.
+    pub stall: StallPolicy,
+    /// The host, as the device port shows it.
+    pub host: HostState,
+}
+
+/// The image in a drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageState {
+    /// Its path, or the name that came with a descriptor.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// Whether the host may write.
+    pub rw: bool,
+    /// Whether the host has read from it since it was inserted.
+    pub first_read: bool,
+}
+
+/// What the device port knows of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum HostState {
+    /// No host has configured us.
+    Disconnected,
+    /// A host uses us.
+    Connected {
+        /// The speed of the link.
+        speed: Speed,
+    },
+    /// A host has put the bus to sleep.
+    Suspended {
+        /// The speed of the link.
+        speed: Speed,
+    },
+}
+
+/// Who took an image out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EjectedBy {
+    /// A client of the control socket.
+    Client,
+    /// A client, against the host's PREVENT.
+    Force,
+    /// The host (START STOP UNIT with LoEj).
+    Host,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// An image was inserted.
+    Inserted {
+        /// Where.
+        drive: DriveIndex,
+        /// What.
+        image: ImageState,
+    },
+    /// An image was taken out.
+    Ejected {
+        /// Where.
+        drive: DriveIndex,
+        /// What, as [`ImageState::name`].
+        image: String,
+        /// By whom.
+        by: EjectedBy,
+    },
+    /// The host prevents removal, or allows it again.
+    Prevented {
+        /// Which drive.
+        drive: DriveIndex,
+        /// The new state.
+        prevented: bool,
+    },
+    /// The host read from an image for the first time since it was inserted.
+    FirstRead {
+        /// Which drive.
+        drive: DriveIndex,
+        /// The first block it asked for.
+        lba: u64,
+    },
+    /// A host has configured the function.
+    Connected {
+        /// Which function.
+        function: String,
+        /// The speed of the link.
+        speed: Speed,
+    },
+    /// The host has gone, or has deconfigured the function.
+    Disconnected {
+        /// Which function.
+        function: String,
+    },
+    /// The host sent a Bulk-Only Mass Storage Reset.
+    Reset {
+        /// Which function.
+        function: String,
+    },
+    /// The host put the bus to sleep.
+    Suspended {
+        /// Which function.
+        function: String,
+    },
+    /// The host woke the bus.
+    Resumed {
+        /// Which function.
+        function: String,
+    },
+    /// A command failed in a way that a person should hear of: not the everyday NOT READY, UNIT ATTENTION and ILLEGAL REQUEST.
+    Failed {
+        /// Which drive.
+        drive: DriveIndex,
+        /// The operation code.
+        opcode: u8,
+        /// Sense key, additional sense code and qualifier, as the host sees them.
+        sense: [u8; 3],
+        /// Why, for a person.
+        cause: String,
+    },
+}
+
+/// A change of a drive's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Whether the next image is inserted writable.
+    ReadWrite(bool),
+    /// What the host sees; only while empty, because INQUIRY data change with it.
+    Kind(Kind),
+    /// How short data phases end; holds for the whole function.
+    Stall(StallPolicy),
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The host prevents removal.
+    #[error("the host prevents removal; eject it there, or eject by force")]
+    Prevented,
+    /// There is an image in the drive already.
+    #[error("the drive holds {0:?}; eject it first")]
+    Occupied(String),
+    /// There is no such drive.
+    #[error("there is no such drive")]
+    NoDrive,
+    /// The drive became another kind between the opening of the image and its insertion.
+    #[error("the drive's kind has just changed; insert again")]
+    KindChanged,
+    /// There is no image in the drive.
+    #[error("the drive is empty")]
+    Empty,
+    /// The setting cannot change while an image is inserted.
+    #[error("{0} cannot change while an image is inserted; eject it first")]
+    Inserted(&'static str),
+    /// Optical drives are never writable.
+    #[error("an optical drive is read-only; insert into a disk drive to write")]
+    Optical,
+    /// What was written could not be made durable, so the image was kept in the drive.
+    #[error(
+        "what the host wrote could not be stored: {0}; free the cause and eject again, or eject by force to lose it"
+    )]
+    Sync(String),
+    /// Too many requests wait.
+    #[error("the drive has too many requests waiting; try again")]
+    Busy,
+    /// The function's thread has ended.
+    #[error("the function has stopped; see the daemon's log")]
+    Stopped,
+}
+
+/// Where an answer goes: called once, on the function's thread, so it must not block.
+pub struct ReplyTo<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T> ReplyTo<T> {
+    /// Answers by calling `f`.
+    pub fn new(f: impl FnOnce(T) + Send + 'static) -> Self {
+        Self(Box::new(f))
+    }
+
+    /// Answers.
+    pub fn send(self, answer: T) {
+        (self.0)(answer);
+    }
+}
+
+impl<T> fmt::Debug for ReplyTo<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReplyTo")
+    }
+}
+
+/// What can be asked of a function and its drives. `lun` is the drive's place in the function.
+#[derive(Debug)]
+pub enum Request {
+    /// All its drives as they are.
+    State {
+        /// In the order of their LUNs.
+        reply: ReplyTo<Vec<DriveState>>,
+    },
+    /// Put an opened image into an empty drive.
+    Insert {
+        /// Which drive.
+        lun: u8,
+        /// The image, opened with the access and the block size that the drive needs.
+        image: Box<Image>,
+        /// Answered when the host can see it.
+        reply: ReplyTo<Result<ImageState, Refusal>>,
+    },
+    /// Take the image out, once all that was written is durable.
+    Eject {
+        /// Which drive.
+        lun: u8,
+        /// Against the host's PREVENT, and even if what was written cannot be stored.
+        force: bool,
+        /// The name of the image that came out.
+        reply: ReplyTo<Result<String, Refusal>>,
+    },
+    /// Change a setting.
+    Set {
+        /// Which drive.
+        lun: u8,
+        /// What.
+        setting: Setting,
+        /// Whether it was changed.
+        reply: ReplyTo<Result<(), Refusal>>,
+    },
+    /// Make everything durable, answer nothing more, end the thread.
+    Stop {
+        /// Answered last, with what could not be stored.
+        reply: ReplyTo<Result<(), Refusal>>,
+    },
+}
+
+/// The way to a function's thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: Sender<Request>,
+    wake: Arc<EventFd>,
+}
+
+/// The function's end of a [`Handle`].
+#[derive(Debug)]
+pub struct Inbox {
+    requests: Receiver<Request>,
+    wake: Arc<EventFd>,
+}
+
+impl Handle {
+    /// Both ends of a new way.
+    ///
+    /// # Errors
+    /// The error of eventfd(2).
+    pub fn pair() -> io::Result<(Self, Inbox)> {
+        let (tx, rx) = crossbeam_channel::bounded(REQUESTS_MAX);
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        Ok((Self { requests: tx, wake: wake.clone() }, Inbox { requests: rx, wake }))
+    }
+
+    /// Queues a request. One that cannot be queued is answered at once, with [`Refusal::Busy`] or [`Refusal::Stopped`].
+    pub fn send(&self, request: Request) {
+        match self.requests.try_send(request) {
+            // A full eventfd counter is a wake-up that nobody has taken yet.
+            Ok(()) => drop(self.wake.write(1)),
+            Err(TrySendError::Full(request)) => request.refuse(&Refusal::Busy),
+            Err(TrySendError::Disconnected(request)) => request.refuse(&Refusal::Stopped),
+        }
+    }
+}
+
+impl Inbox {
+    /// Readable when a request may wait.
+    pub fn wake(&self) -> &Arc<EventFd> {
+        &self.wake
+    }
+
+    /// The next request, if one waits.
+    pub fn take(&self) -> Option<Request> {
+        self.requests.try_recv().ok()
+    }
+}
+
+impl Request {
+    /// Answers it with a refusal; a state query with no drives.
+    pub fn refuse(self, why: &Refusal) {
+        match self {
+            Self::State { reply } => reply.send(Vec::new()),
+            Self::Insert { reply, .. } => reply.send(Err(why.clone())),
+            Self::Eject { reply, .. } => reply.send(Err(why.clone())),
+            Self::Set { reply, .. } | Self::Stop { reply } => reply.send(Err(why.clone())),
+        }
+    }
+}

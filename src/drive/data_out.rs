@@ -1,0 +1,169 @@
+//! A data-out phase: exact reads from the host, and what becomes of the bytes.
+//!
+//! ```text
+//!   receive (OUT pipe) ──► kept bytes ──► write (ring) ──► stored
+//!                     └──► the rest is dropped
+//! ```
+//! The next chunks are asked for while earlier ones are being written. What is asked for is exactly what remains, in whole packets: a
+//! larger request would swallow the next CBW (kernel.md §1.4). A host that ends early with a short packet ends the phase, and
+//! whatever is still queued is cancelled. Called by `function`.
+
+use crate::{
+    gadget::endpoints::{EndpointDone, Endpoints, Pipe},
+    media::{Extent, FaultKind, Medium},
+    ring::{Moved, Mover, OpTag, pool::Buf},
+    units::{BlockSize, ByteLen, ByteRange},
+};
+
+use super::{
+    data_in::Progress,
+    pipes::{PipeError, Pipes, data_tag},
+};
+
+/// OUT requests queued at once: one being filled, the others behind it.
+const WINDOW: u32 = 4;
+
+/// What the kept bytes are for.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// The image, from the start of `ahead`.
+    Image {
+        /// Where the next kept bytes go.
+        ahead: ByteRange,
+        /// Only whole blocks are written when the host ends early.
+        block: BlockSize,
+        /// Stable before the command ends (SBC-3 FUA).
+        durable: bool,
+    },
+    /// A parameter list, that fits into one buffer.
+    List(Option<(Buf, usize)>),
+    /// Nothing.
+    Nowhere,
+}
+
+#[derive(Debug)]
+pub(super) struct DataOut {
+    sink: Sink,
+    /// Bytes not yet asked for.
+    left: u32,
+    /// Bytes that the command still takes; those after it are dropped.
+    keep: usize,
+    /// Requests that the pipe still holds.
+    queued: u32,
+    /// Writes that the ring still holds.
+    writing: u32,
+    /// Bytes stored or kept.
+    moved: u64,
+    fault: Option<FaultKind>,
+    ended_early: bool,
+}
+
+impl DataOut {
+    /// Reads `receive` bytes and gives the first `keep` to `sink`.
+    pub(super) fn new(receive: u32, keep: u32, sink: Sink) -> Self {
+        let keep = ByteLen::from(keep).to_usize();
+        Self { sink, left: receive, keep, queued: 0, writing: 0, moved: 0, fault: None, ended_early: false }
+    }
+
+    /// Bytes stored or kept.
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Whether the host sent less than its CBW said.
+    pub(super) fn ended_early(&self) -> bool {
+        self.ended_early
+    }
+
+    /// The parameter list, if that is what came.
+    pub(super) fn into_list(self) -> Option<(Buf, usize)> {
+        match self.sink {
+            Sink::List(list) => list,
+            Sink::Image { .. } | Sink::Nowhere => None,
+        }
+    }
+
+    /// Asks for what fits into the window, and says how far the phase is.
+    pub(super) fn pump<E: Endpoints>(&mut self, pipes: &mut Pipes<E>) -> Result<Progress, PipeError> {
+        while self.left > 0 && self.queued < WINDOW {
+            let Some(buf) = pipes.data() else { break };
+            let want = self.left.min(u32::try_from(pipes.chunk()).unwrap_or(u32::MAX));
+            let whole_packets = ByteLen::from(want).to_usize().next_multiple_of(pipes.max_packet().max(1));
+            pipes.receive(buf, whole_packets, data_tag(want))?;
+            self.queued += 1;
+            self.left -= want;
+        }
+        if self.left > 0 || self.queued > 0 || self.writing > 0 {
+            return Ok(Progress::Going);
+        }
+        Ok(self.fault.map_or(Progress::Done, Progress::Fault))
+    }
+
+    /// Takes a finished OUT request. Errors other than a cancel that we asked for are the caller's to judge before.
+    pub(super) fn received<E: Endpoints>(
+        &mut self,
+        done: EndpointDone,
+        medium: Option<&dyn Medium>,
+        mover: &mut impl Mover,
+        pipes: &mut Pipes<E>,
+    ) {
+        self.queued = self.queued.saturating_sub(1);
+        let want = ByteLen::from(done.tag.0).to_usize();
+        let came = done.result.unwrap_or(0).min(want);
+        if came < want && !self.ended_early {
+            self.ended_early = true;
+            self.left = 0;
+            pipes.cancel(Pipe::Out);
+        }
+        let kept = came.min(self.keep);
+        self.keep -= kept;
+        if kept > 0 {
+            self.store(done.buf, kept, medium, mover);
+        }
+    }
+
+    /// Takes a finished write. Its tag is its length.
+    pub(super) fn written(&mut self, done: &Moved) {
+        self.writing = self.writing.saturating_sub(1);
+        let fault = match &done.result {
+            Ok(n) if ByteLen::from(*n) == ByteLen::from(done.tag.0) => {
+                self.moved += ByteLen::from(*n).0;
+                return;
+            }
+            Ok(_) => FaultKind::NoSpace,
+            Err(error) => FaultKind::from(error),
+        };
+        self.fault.get_or_insert(fault);
+    }
+
+    fn store(&mut self, buf: Buf, kept: usize, medium: Option<&dyn Medium>, mover: &mut impl Mover) {
+        let (ahead, block, durable) = match &mut self.sink {
+            Sink::Image { ahead, block, durable } => (ahead, *block, *durable),
+            // One buffer holds the largest list that scsi asks for, so the list comes in one piece.
+            Sink::List(list) => {
+                *list = Some((buf, kept));
+                self.moved += ByteLen::from(kept).0;
+                return;
+            }
+            Sink::Nowhere => return,
+        };
+        let len = kept - kept % ByteLen::from(block.bytes()).to_usize();
+        let (here, rest) = ahead.split_at(len.into());
+        *ahead = rest;
+        if self.fault.is_some() || here.is_empty() {
+            return;
+        }
+        let tag = OpTag(u32::try_from(len).unwrap_or(u32::MAX));
+        match medium.map(|medium| medium.map(here)) {
+            Some(Extent::File { file, offset, len: mapped }) if mapped == here.len() => {
+                match mover.write(&file, offset, buf, len, durable, tag) {
+                    Ok(()) => self.writing += 1,
+                    Err(_) => self.fault = Some(FaultKind::Interrupted),
+                }
+            }
+            Some(Extent::Fault { kind, .. }) => self.fault = Some(kind),
+            // A writable image is one extent; scsi let no write through to any other.
+            Some(Extent::File { .. } | Extent::Zero { .. }) | None => self.fault = Some(FaultKind::ReadOnly),
+        }
+    }
+}

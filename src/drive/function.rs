@@ -1,0 +1,475 @@
+//! The function: which phase a command is in, what the bus did, and what comes next.
+//!
+//! ```text
+//!              ENABLE                  CBW
+//!   Down ──────────────► Idle ─────────────────► (scsi answers)
+//!     ▲                   ▲                        │
+//!     │ DISABLE,          │ CSW and the next       ├── no image needed ──────────────► end
+//!     │ from any phase    │ CBW read queued        ├── Held ─► In / Out / Sync ──────► end
+//!     │                   │                        └── Out (parameters, or dropped) ─► end
+//!   Aborting ◄────────────┤
+//!     │  ▲                └── end ◄── Stalling: the IN pipe runs dry, is halted
+//!     │  └─ Bulk-Only Reset, from any phase
+//!     ▼
+//!   Idle, once both pipes have given everything back
+//!
+//!   Broken: an invalid CBW, or a transfer that the kernel would not take; both pipes halted until a reset (BOT 1.0 §6.6.1)
+//! ```
+//!
+//! Called by `thread` (and the simulation) with one event at a time. Invariants: every [`scsi::Pending`](crate::scsi::Pending) is
+//! answered or abandoned; a command touches the image only when no operation of an abandoned one is under way; the next CBW read is
+//! queued right behind the CSW, which is safe because the OUT pipe is never halted but for an invalid CBW.
+
+use std::{collections::VecDeque, fmt, io, time::Duration};
+
+use crate::{
+    bot::{Bot, CSW_LEN, DataPhase, StallPolicy},
+    gadget::{
+        BusEvent, ResetTicket,
+        endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError},
+    },
+    ring::{
+        MoveOp, Moved, Mover,
+        pool::{Buf, Pool},
+    },
+    scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
+};
+
+use super::{
+    command::{DriveIndex, Event, HostState, Request},
+    data_in::DataIn,
+    data_out::DataOut,
+    pipes::{CBW, CSW, Counted, PipeError, Pipes},
+    requests::{Loaded, Settling},
+};
+
+/// How long after a refused halt to ask again: a few bus intervals.
+const HALT_RETRY: Duration = Duration::from_micros(500);
+
+/// A drive as configured.
+#[derive(Clone, Debug)]
+pub struct DriveOptions {
+    /// Its name.
+    pub name: String,
+    /// What the host sees.
+    pub kind: Kind,
+    /// Its INQUIRY strings and serial number.
+    pub identity: Identity,
+    /// Whether images are inserted writable by default.
+    pub rw: bool,
+}
+
+/// A function as configured.
+#[derive(Clone, Debug)]
+pub struct FunctionOptions {
+    /// Its name.
+    pub name: String,
+    /// The number of its first drive.
+    pub first: DriveIndex,
+    /// How short data phases end.
+    pub stall: StallPolicy,
+    /// Its drives, by LUN; at most 16.
+    pub drives: Vec<DriveOptions>,
+}
+
+/// A drive at work.
+#[derive(Debug)]
+pub(super) struct Drive {
+    pub(super) name: String,
+    pub(super) rw: bool,
+    pub(super) loaded: Option<Loaded>,
+    /// As last told by an event.
+    pub(super) prevented: bool,
+}
+
+/// The command that the host waits for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Open {
+    pub(super) lun: u8,
+    pub(super) opcode: u8,
+    /// What the host transfers for it.
+    pub(super) data: DataPhase,
+}
+
+/// What ends a data-out phase.
+#[derive(Debug)]
+pub(super) enum OutEnd {
+    /// The command was answered before; the bytes are dropped.
+    Answered(Status),
+    /// The image took them.
+    Write(Pending),
+    /// They are a parameter list.
+    List(PendingParameters),
+}
+
+// There is one Phase a function; a box would be an allocation a command.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug)]
+pub(super) enum Phase {
+    Down,
+    Idle,
+    Held { op: MediaOp, pending: Pending },
+    In { data: DataIn, pending: Pending },
+    Out { data: DataOut, end: OutEnd },
+    Sync { pending: Pending, unload: bool },
+    Stalling { csw: [u8; CSW_LEN] },
+    Broken { in_halted: bool, out_halted: bool },
+    Aborting(After),
+}
+
+#[derive(Debug)]
+pub(super) enum After {
+    Down,
+    Idle,
+    Reset(ResetTicket),
+}
+
+/// Where events go; called on the function's thread, so it must not block.
+pub type EventSink = Box<dyn Fn(Event) + Send>;
+
+/// One Bulk-Only function with its drives.
+pub struct Function<E, M> {
+    pub(super) name: String,
+    pub(super) first: DriveIndex,
+    pub(super) bot: Bot,
+    pub(super) target: Target,
+    pub(super) drives: Vec<Drive>,
+    pub(super) mover: Counted<M>,
+    pub(super) host: HostState,
+    pub(super) waiting: VecDeque<Request>,
+    pub(super) settling: Option<Settling>,
+    pub(super) stopping: bool,
+    pub(super) stopped: bool,
+    events: EventSink,
+    pub(super) pipes: Pipes<E>,
+    pub(super) phase: Phase,
+    pub(super) open: Open,
+    halt_again: bool,
+}
+
+impl<E: Endpoints, M: Mover> Function<E, M> {
+    /// A function that waits for its host. `mover` is made from the pools, so that it can register them.
+    ///
+    /// # Errors
+    /// When the buffers cannot be mapped, or `mover` fails.
+    pub fn new<F: From<io::Error>>(
+        options: FunctionOptions,
+        endpoints: E,
+        mover: impl FnOnce(&[Pool]) -> Result<M, F>,
+        events: EventSink,
+    ) -> Result<Self, F> {
+        let pipes = Pipes::new(endpoints)?;
+        let mover = mover(&pipes.pools())?;
+        let units =
+            options.drives.iter().map(|drive| Unit::new(drive.kind, drive.identity.clone())).collect();
+        let drive =
+            |drive: DriveOptions| Drive { name: drive.name, rw: drive.rw, loaded: None, prevented: false };
+        Ok(Self {
+            name: options.name,
+            first: options.first,
+            bot: Bot::new(options.stall),
+            target: Target::new(units),
+            drives: options.drives.into_iter().map(drive).collect(),
+            mover: Counted::new(mover),
+            host: HostState::Disconnected,
+            waiting: VecDeque::with_capacity(super::command::REQUESTS_MAX),
+            settling: None,
+            stopping: false,
+            stopped: false,
+            events,
+            pipes,
+            phase: Phase::Down,
+            open: Open { lun: 0, opcode: 0, data: DataPhase::None },
+            halt_again: false,
+        })
+    }
+
+    /// The endpoints, for whoever waits on them.
+    pub fn endpoints(&mut self) -> &mut E {
+        self.pipes.endpoints_mut()
+    }
+
+    /// The mover, for whoever waits on it.
+    pub fn mover(&mut self) -> &mut M {
+        self.mover.inner()
+    }
+
+    /// After how long [`Function::tick`] wants to be called, if at all. To be asked after every event.
+    pub fn timer(&self) -> Option<Duration> {
+        self.halt_again.then_some(HALT_RETRY)
+    }
+
+    /// Whether a stop has been carried out, and the thread may end.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Hands what was queued to the kernel. To be called once the events at hand are dealt with.
+    pub fn flush(&mut self) {
+        self.pipes.flush();
+    }
+
+    /// The time asked for by [`Function::timer`] has passed.
+    pub fn tick(&mut self) {
+        self.halt_again = false;
+        let halted = self.try_halt();
+        self.settle_pipes(halted);
+    }
+
+    /// Takes whatever the endpoints have finished; whether there was anything.
+    pub fn endpoints_ready(&mut self) -> bool {
+        let mut any = false;
+        while let Some(done) = self.pipes.reap() {
+            any = true;
+            let went = self.endpoint_done(done);
+            self.settle_pipes(went);
+        }
+        any
+    }
+
+    /// An image operation is done.
+    pub fn moved(&mut self, done: Moved) {
+        self.mover.done();
+        let went = match done.op {
+            MoveOp::Sync if self.settling.is_some() => {
+                self.settled(done.result);
+                Ok(())
+            }
+            MoveOp::Sync => self.synced(done.result),
+            MoveOp::Read => match &mut self.phase {
+                Phase::In { data, .. } => {
+                    data.read_done(done);
+                    self.pump_in()
+                }
+                _ => Ok(()),
+            },
+            MoveOp::Write => match &mut self.phase {
+                Phase::Out { data, .. } => {
+                    data.written(&done);
+                    self.pump_out()
+                }
+                _ => Ok(()),
+            },
+        };
+        let went = went.and_then(|()| self.start_held());
+        self.settle_pipes(went);
+        self.serve();
+    }
+
+    /// The bus changed.
+    pub fn bus(&mut self, event: BusEvent) {
+        match event {
+            BusEvent::Bound => {}
+            BusEvent::Enabled { speed, .. } => {
+                self.host = HostState::Connected { speed };
+                self.target.bus_reset();
+                self.tell(Event::Connected { function: self.name.clone(), speed });
+                self.abort(After::Idle);
+            }
+            BusEvent::Disabled | BusEvent::Unbound => {
+                if self.host != HostState::Disconnected {
+                    self.host = HostState::Disconnected;
+                    self.tell(Event::Disconnected { function: self.name.clone() });
+                }
+                self.abort(After::Down);
+            }
+            BusEvent::Suspended => {
+                if let HostState::Connected { speed } = self.host {
+                    self.host = HostState::Suspended { speed };
+                    self.tell(Event::Suspended { function: self.name.clone() });
+                }
+            }
+            BusEvent::Resumed => {
+                if let HostState::Suspended { speed } = self.host {
+                    self.host = HostState::Connected { speed };
+                    self.tell(Event::Resumed { function: self.name.clone() });
+                }
+            }
+            BusEvent::Reset(ticket) => {
+                self.tell(Event::Reset { function: self.name.clone() });
+                self.abort(After::Reset(ticket));
+            }
+        }
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        tracing::info!(?event);
+        (self.events)(event);
+    }
+
+    pub(super) fn drive(&self, lun: u8) -> Option<&Drive> {
+        self.drives.get(usize::from(lun))
+    }
+
+    pub(super) fn drive_mut(&mut self, lun: u8) -> Option<&mut Drive> {
+        self.drives.get_mut(usize::from(lun))
+    }
+
+    pub(super) fn index(&self, lun: u8) -> DriveIndex {
+        DriveIndex(self.first.0 + u16::from(lun))
+    }
+
+    /// Between two commands, with nothing of an abandoned one under way.
+    pub(super) fn quiet(&self) -> bool {
+        matches!(self.phase, Phase::Down | Phase::Idle | Phase::Broken { .. })
+            && self.mover.in_flight() == 0
+            && self.settling.is_none()
+    }
+
+    /// Lets go of the host for good.
+    pub(super) fn disconnect(&mut self) {
+        self.stopping = true;
+        self.abort(After::Down);
+    }
+
+    fn endpoint_done(&mut self, done: EndpointDone) -> Result<(), PipeError> {
+        if matches!(self.phase, Phase::Aborting(_)) {
+            return self.try_restart();
+        }
+        match done.result {
+            Ok(len) => match (done.pipe, done.tag) {
+                (Pipe::Out, CBW) => self.cbw(&done.buf, len),
+                (Pipe::Out, _) => self.data_received(done),
+                (Pipe::In, _) => {
+                    drop(done);
+                    self.pump_in()?;
+                    self.try_halt()
+                }
+            },
+            Err(TransferError::Cancelled) if matches!(self.phase, Phase::Out { .. }) => {
+                self.data_received(done)
+            }
+            Err(TransferError::Cancelled) => self.try_halt(),
+            // dwc3 ends what is queued when the host clears a halt (kernel.md §1.3).
+            Err(TransferError::Interrupted) if done.tag == CBW => self.pipes.receive_cbw(),
+            Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send(done.buf, CSW_LEN, CSW),
+            Err(error) => Err(PipeError(error)),
+        }
+    }
+
+    fn cbw(&mut self, buf: &Buf, len: usize) -> Result<(), PipeError> {
+        if !matches!(self.phase, Phase::Idle) {
+            return Ok(());
+        }
+        match self.bot.receive_cbw(buf.get(..len).unwrap_or_default()) {
+            Ok(command) => self.command(command),
+            Err(error) => {
+                tracing::warn!(function = self.name, %error, "invalid CBW; halted until the host resets");
+                self.break_off();
+                Ok(())
+            }
+        }
+    }
+
+    /// Halts what the phase wants halted, once it is idle.
+    pub(super) fn try_halt(&mut self) -> Result<(), PipeError> {
+        match self.phase {
+            Phase::Stalling { csw } => match self.pipes.halt(Pipe::In) {
+                Halted::Yes => self.send_csw(csw),
+                halted => self.not_halted(halted, Pipe::In),
+            },
+            Phase::Broken { ref mut in_halted, ref mut out_halted } => {
+                let was = [(Pipe::In, *in_halted), (Pipe::Out, *out_halted)];
+                for (pipe, _) in was.iter().filter(|(_, halted)| !halted) {
+                    match (self.pipes.halt(*pipe), *pipe) {
+                        (Halted::Yes, Pipe::In) => *in_halted = true,
+                        (Halted::Yes, Pipe::Out) => *out_halted = true,
+                        (Halted::Disabled, _) => return Err(PipeError(TransferError::Disabled)),
+                        (Halted::Busy, _) => self.halt_again = true,
+                    }
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn not_halted(&mut self, halted: Halted, pipe: Pipe) -> Result<(), PipeError> {
+        // With requests queued their completion asks again; without, the controller's FIFO is not empty yet.
+        self.halt_again = self.pipes.queued(pipe) == 0;
+        if halted == Halted::Disabled { Err(PipeError(TransferError::Disabled)) } else { Ok(()) }
+    }
+
+    /// What a refused or failed request means for the function.
+    fn settle_pipes(&mut self, went: Result<(), PipeError>) {
+        match went {
+            Ok(()) => {}
+            Err(PipeError(TransferError::Disabled)) => self.abort(After::Down),
+            Err(PipeError(error)) => {
+                tracing::warn!(function = self.name, %error, "transfer failed; halted until the host resets");
+                if error == TransferError::NoMemory {
+                    self.pipes.shrink_chunk();
+                }
+                self.break_off();
+            }
+        }
+    }
+
+    /// The host and we have lost each other: halts both pipes until it resets.
+    fn break_off(&mut self) {
+        self.abandon(Phase::Broken { in_halted: false, out_halted: false });
+        if let Err(error) = self.try_halt() {
+            self.settle_pipes(Err(error));
+        }
+    }
+
+    fn abort(&mut self, after: After) {
+        let after = if self.stopping { After::Down } else { after };
+        self.abandon(Phase::Aborting(after));
+        let went = self.try_restart();
+        self.settle_pipes(went);
+    }
+
+    /// Forgets the command at hand, cancels what is queued, and goes on to `next`.
+    fn abandon(&mut self, next: Phase) {
+        match std::mem::replace(&mut self.phase, next) {
+            Phase::Held { pending, .. } | Phase::In { pending, .. } | Phase::Sync { pending, .. } => {
+                self.target.abandon(pending);
+            }
+            Phase::Out { end, .. } => match end {
+                OutEnd::Write(pending) => self.target.abandon(pending),
+                OutEnd::List(pending) => self.target.abandon_parameters(pending),
+                OutEnd::Answered(_) => {}
+            },
+            Phase::Down
+            | Phase::Idle
+            | Phase::Stalling { .. }
+            | Phase::Broken { .. }
+            | Phase::Aborting(_) => {}
+        }
+        self.halt_again = false;
+        self.pipes.cancel(Pipe::In);
+        self.pipes.cancel(Pipe::Out);
+    }
+
+    /// Goes on after an abort, once both pipes have given everything back: only then is queued IN data really dropped
+    /// (BOT 1.0 §3.1).
+    fn try_restart(&mut self) -> Result<(), PipeError> {
+        if self.pipes.queued(Pipe::In) + self.pipes.queued(Pipe::Out) > 0 {
+            return Ok(());
+        }
+        let Phase::Aborting(after) = std::mem::replace(&mut self.phase, Phase::Down) else { return Ok(()) };
+        self.bot.reset();
+        match after {
+            After::Down => {
+                self.serve();
+                return Ok(());
+            }
+            After::Idle => {}
+            After::Reset(ticket) => drop(ticket.acknowledge()),
+        }
+        self.phase = Phase::Idle;
+        self.pipes.receive_cbw()?;
+        self.serve();
+        Ok(())
+    }
+}
+
+impl<E, M> fmt::Debug for Function<E, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function")
+            .field("name", &self.name)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,304 @@
+//! The phases of a command: from the answer of `scsi` to the CSW.
+//!
+//! ```text
+//!   command ──► answer ─────────────────────────────────────────► conclude ─► end ─► send_csw
+//!          └──► media_command ─► Held ─► In ── all queued ─────────────────► end
+//!          │                         ├─► Out ── all stored ────────────────► end
+//!          │                         └─► Sync ─ stored ──────────► conclude ─┘
+//!          └──► Out (parameter list) ──────────────────────────────────────► end
+//! ```
+//! `conclude` first takes and drops what the host insists on sending. Called by `function`, which owns the state.
+
+use std::io;
+
+use crate::{
+    bot::{CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
+    gadget::endpoints::{EndpointDone, Endpoints},
+    media::FaultKind,
+    ring::{Mover, OpTag, pool::Buf},
+    scsi::{MediaOp, Pending, Reply, Sense, Status, sense},
+    units::{BlockRange, ByteRange, Lba},
+};
+
+use super::{
+    command::Event,
+    data_in::{self, DataIn, Progress},
+    data_out::{self, DataOut},
+    fault::{self, Way},
+    function::{Function, Open, OutEnd, Phase},
+    pipes::{CSW, PipeError},
+};
+
+/// The sync of a host command; `requests` has its own.
+const SYNC: OpTag = OpTag(0);
+
+impl<E: Endpoints, M: Mover> Function<E, M> {
+    pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
+        let lun = command.lun.0;
+        let opcode = command.cdb.first().copied().unwrap_or_default();
+        self.open = Open { lun, opcode, data: DataPhase::None };
+        let mut response = self.pipes.small()?;
+        match self.target.execute(lun, &command.cdb, &mut response) {
+            Reply::Status(status) => self.answer(status, Intent::None, None),
+            Reply::Data { len } => {
+                let intent = Intent::In(u64::try_from(len).unwrap_or(u64::MAX));
+                self.answer(Status::Good, intent, Some(response))
+            }
+            Reply::Media(op, pending) => self.media_command(op, pending),
+            Reply::Parameters { len, pending } => {
+                let plan = self.bot.plan(Intent::Out(len.into()));
+                self.open.data = plan.phase;
+                match plan.phase {
+                    DataPhase::Out { receive, keep } if plan.execute => {
+                        let data = DataOut::new(receive, keep, data_out::Sink::List(None));
+                        self.phase = Phase::Out { data, end: OutEnd::List(pending) };
+                        self.pump_out()
+                    }
+                    DataPhase::None | DataPhase::In { .. } | DataPhase::Out { .. } => {
+                        self.target.abandon_parameters(pending);
+                        self.conclude(Status::CheckCondition)
+                    }
+                }
+            }
+        }
+    }
+
+    /// The command needs no image: `response` is what the host gets of it.
+    fn answer(&mut self, status: Status, intent: Intent, response: Option<Buf>) -> Result<(), PipeError> {
+        let plan = self.bot.plan(intent);
+        self.open.data = plan.phase;
+        match (plan.phase, response) {
+            (DataPhase::In { send }, Some(response)) if send > 0 => {
+                self.pipes.send_data(response, usize::try_from(send).unwrap_or(0))?;
+                self.end(status, send)
+            }
+            _ => self.conclude(status),
+        }
+    }
+
+    fn media_command(&mut self, op: MediaOp, pending: Pending) -> Result<(), PipeError> {
+        let bytes = |range| self.bytes(range).map(|range| range.len().0);
+        let intent = match op {
+            MediaOp::Read(range) => Intent::In(bytes(range).unwrap_or(u64::MAX)),
+            MediaOp::Write { range, .. } => Intent::Out(bytes(range).unwrap_or(u64::MAX)),
+            MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Intent::None,
+        };
+        let plan = self.bot.plan(intent);
+        self.open.data = plan.phase;
+        if !plan.execute {
+            self.target.abandon(pending);
+            return self.conclude(Status::CheckCondition);
+        }
+        self.phase = Phase::Held { op, pending };
+        self.start_held()
+    }
+
+    /// Where on the medium of the open command's unit these blocks are.
+    fn bytes(&self, range: BlockRange) -> Option<ByteRange> {
+        self.target.unit(self.open.lun)?.medium()?.block_size.byte_range(range)
+    }
+
+    /// Starts the command that waits for the image to be quiet.
+    pub(super) fn start_held(&mut self) -> Result<(), PipeError> {
+        if self.mover.in_flight() > 0 || self.settling.is_some() || !matches!(self.phase, Phase::Held { .. })
+        {
+            return Ok(());
+        }
+        let Phase::Held { op, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(());
+        };
+        let range = match op {
+            MediaOp::Read(range) | MediaOp::Verify(range) | MediaOp::Write { range, .. } => self.bytes(range),
+            MediaOp::Flush | MediaOp::Load | MediaOp::Unload => None,
+        };
+        let lun = self.open.lun;
+        let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
+        else {
+            return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
+        };
+        match (op, range, self.open.data) {
+            (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
+                let data = DataIn::new(range, send.into(), data_in::Sink::Host);
+                self.phase = Phase::In { data, pending };
+                self.note_first_read(lun, blocks.start().0);
+                self.pump_in()
+            }
+            (MediaOp::Verify(_), Some(range), _) => {
+                let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere);
+                self.phase = Phase::In { data, pending };
+                self.pump_in()
+            }
+            (MediaOp::Write { fua, .. }, Some(range), DataPhase::Out { receive, keep }) => {
+                loaded.dirty |= !fua;
+                let block = loaded.image.block_size();
+                let sink = data_out::Sink::Image { ahead: range, block, durable: fua };
+                self.phase =
+                    Phase::Out { data: DataOut::new(receive, keep, sink), end: OutEnd::Write(pending) };
+                self.pump_out()
+            }
+            (MediaOp::Flush | MediaOp::Unload, ..) => {
+                let unload = matches!(op, MediaOp::Unload);
+                let file = loaded.unstored_file();
+                self.phase = Phase::Sync { pending, unload };
+                match file {
+                    Some(file) if self.mover.sync(&file, SYNC) => Ok(()),
+                    Some(_) => self.synced(Err(io::ErrorKind::ResourceBusy.into())),
+                    None => self.synced(Ok(0)),
+                }
+            }
+            (MediaOp::Load, ..) => self.complete(pending, Ok(())),
+            (MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
+                self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
+            }
+        }
+    }
+
+    /// Answers a command that moved nothing.
+    fn complete(&mut self, pending: Pending, result: Result<(), Sense>) -> Result<(), PipeError> {
+        let status = self.target.complete(pending, result);
+        self.conclude(status)
+    }
+
+    pub(super) fn pump_in(&mut self) -> Result<(), PipeError> {
+        let Phase::In { data, .. } = &mut self.phase else { return Ok(()) };
+        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
+        let progress = match loaded {
+            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.pipes)?,
+            None => Progress::Fault(FaultKind::Gone),
+        };
+        if progress == Progress::Going {
+            return Ok(());
+        }
+        let Phase::In { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(());
+        };
+        let block = loaded.map(|loaded| loaded.image.block_size());
+        let result = match progress {
+            Progress::Fault(kind) => Err(self.fault(kind, Way::Read, block.map(|block| data.lba(block)))),
+            Progress::Going | Progress::Done => Ok(()),
+        };
+        let status = self.target.complete(pending, result);
+        match data.sink() {
+            data_in::Sink::Host => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Nowhere => self.conclude(status),
+        }
+    }
+
+    /// The one place where a fault of the image becomes sense data and a person hears of it.
+    fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
+        let sense = fault::sense_of(kind, way, lba);
+        let Open { lun, opcode, .. } = self.open;
+        self.tell(Event::Failed {
+            drive: self.index(lun),
+            opcode,
+            sense: [sense.key.code(), sense.asc, sense.ascq],
+            cause: kind.to_string(),
+        });
+        sense
+    }
+
+    pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
+        let Phase::Out { data, .. } = &mut self.phase else { return Ok(()) };
+        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
+        let medium = loaded.map(|loaded| &loaded.image as _);
+        data.received(done, medium, &mut self.mover, &mut self.pipes);
+        self.pump_out()
+    }
+
+    pub(super) fn pump_out(&mut self) -> Result<(), PipeError> {
+        let Phase::Out { data, .. } = &mut self.phase else { return Ok(()) };
+        let progress = data.pump(&mut self.pipes)?;
+        if progress == Progress::Going {
+            return Ok(());
+        }
+        let Phase::Out { data, end } = std::mem::replace(&mut self.phase, Phase::Idle) else { return Ok(()) };
+        let moved = u32::try_from(data.moved()).unwrap_or(u32::MAX);
+        let status = match end {
+            OutEnd::Answered(status) => status,
+            OutEnd::Write(pending) => {
+                let result = match progress {
+                    Progress::Fault(kind) => Err(self.fault(kind, Way::Write, None)),
+                    Progress::Going | Progress::Done if data.ended_early() => Err(sense::DATA_PHASE_ERROR),
+                    Progress::Going | Progress::Done => Ok(()),
+                };
+                self.target.complete(pending, result)
+            }
+            OutEnd::List(pending) => {
+                let list = data.into_list();
+                let bytes = list.as_ref().and_then(|(buf, len)| buf.get(..*len)).unwrap_or_default();
+                self.target.parameters(pending, bytes)
+            }
+        };
+        self.end(status, moved)
+    }
+
+    pub(super) fn synced(&mut self, result: io::Result<usize>) -> Result<(), PipeError> {
+        let Phase::Sync { pending, unload } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            return Ok(());
+        };
+        let lun = self.open.lun;
+        let result = match result {
+            Ok(_) => {
+                self.note_stored(lun);
+                Ok(())
+            }
+            Err(error) => Err(self.fault(FaultKind::from(&error), Way::Write, None)),
+        };
+        let unloaded = unload && result.is_ok();
+        let status = self.target.complete(pending, result);
+        if unloaded {
+            self.host_ejected(lun);
+        }
+        self.conclude(status)
+    }
+
+    /// Ends a command of which nothing was transferred yet: what the host insists on sending is read and dropped
+    /// (BOT 1.0 §6.7.3, which allows it; halting OUT would race with what is on its way).
+    fn conclude(&mut self, status: Status) -> Result<(), PipeError> {
+        match self.open.data {
+            DataPhase::Out { receive, .. } => {
+                let data = DataOut::new(receive, 0, data_out::Sink::Nowhere);
+                self.phase = Phase::Out { data, end: OutEnd::Answered(status) };
+                self.pump_out()
+            }
+            DataPhase::None | DataPhase::In { .. } => self.end(status, 0),
+        }
+    }
+
+    fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
+        let status = match status {
+            Status::Good => CommandStatus::Passed,
+            Status::CheckCondition => CommandStatus::Failed,
+        };
+        let ending = self.bot.finish(status, moved);
+        match ending.data_end {
+            DataEnd::Complete => self.send_csw(ending.csw),
+            DataEnd::ShortPacket => {
+                let last = usize::try_from(moved).unwrap_or(0).checked_rem(self.pipes.max_packet());
+                if last.is_none_or(|last| last == 0) {
+                    let empty = self.pipes.small()?;
+                    self.pipes.send_data(empty, 0)?;
+                }
+                self.send_csw(ending.csw)
+            }
+            DataEnd::StallIn => {
+                self.phase = Phase::Stalling { csw: ending.csw };
+                self.try_halt()
+            }
+        }
+    }
+
+    pub(super) fn send_csw(&mut self, csw: [u8; CSW_LEN]) -> Result<(), PipeError> {
+        let mut buf = self.pipes.small()?;
+        if let Some(head) = buf.get_mut(..CSW_LEN) {
+            head.copy_from_slice(&csw);
+        }
+        self.phase = Phase::Idle;
+        self.pipes.send(buf, CSW_LEN, CSW)?;
+        self.bot.csw_sent();
+        self.pipes.receive_cbw()?;
+        self.note_prevented(self.open.lun);
+        self.serve();
+        Ok(())
+    }
+}

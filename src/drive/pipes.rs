@@ -1,0 +1,219 @@
+//! The endpoints of a function with their buffers, and the count of what the kernel holds.
+//!
+//! Called by the phases of `function`. Invariant: `queued` counts every request between its submission and its completion, so
+//! that an abort knows when the pipes are quiet.
+
+use std::{fs::File, io, sync::Arc};
+
+use crate::{
+    gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Tag, TransferError},
+    ring::{
+        Mover, OpTag,
+        pool::{Buf, Pool},
+    },
+    units::ByteOffset,
+};
+
+/// A CBW read.
+pub(super) const CBW: Tag = Tag(u32::MAX);
+/// A CSW.
+pub(super) const CSW: Tag = Tag(u32::MAX - 1);
+
+/// `len` bytes of a data phase.
+pub(super) const fn data_tag(len: u32) -> Tag {
+    Tag(len)
+}
+
+/// Room for the largest SCSI response, parameter list and CBW read (a SuperSpeed packet).
+const SMALL_LEN: usize = 8192;
+/// CBW, CSW, response, parameter list, and those of the command before that the kernel has not given back.
+const SMALL_COUNT: usize = 12;
+/// The largest endpoint request. kernel.md §1.5: 16 to 64 KiB, as the kernel allocates each contiguously.
+const DATA_LEN: usize = 64 * 1024;
+/// Two windows, so that the next command finds buffers while the host still takes the last one's.
+const DATA_COUNT: usize = 16;
+/// The smallest request that lack of kernel memory makes us fall back to.
+const CHUNK_MIN: usize = 4096;
+
+/// The pipe could not take a request, so the transfer cannot go on.
+#[derive(Debug)]
+pub(super) struct PipeError(pub(super) TransferError);
+
+#[derive(Debug)]
+pub(super) struct Pipes<E> {
+    endpoints: E,
+    small: Pool,
+    data: Pool,
+    queued_in: u32,
+    queued_out: u32,
+    /// Bytes in one request of a data phase; halved when the kernel lacks memory.
+    chunk: usize,
+}
+
+impl<E: Endpoints> Pipes<E> {
+    pub(super) fn new(endpoints: E) -> io::Result<Self> {
+        Ok(Self {
+            endpoints,
+            small: Pool::new(SMALL_COUNT, SMALL_LEN)?,
+            data: Pool::new(DATA_COUNT, DATA_LEN)?,
+            queued_in: 0,
+            queued_out: 0,
+            chunk: DATA_LEN,
+        })
+    }
+
+    pub(super) fn endpoints_mut(&mut self) -> &mut E {
+        &mut self.endpoints
+    }
+
+    /// All buffers, for registration with the ring.
+    pub(super) fn pools(&self) -> [Pool; 2] {
+        [self.data.clone(), self.small.clone()]
+    }
+
+    /// A buffer for a response, a parameter list, a CBW or a CSW.
+    pub(super) fn small(&self) -> Result<Buf, PipeError> {
+        self.small.take().ok_or(PipeError(TransferError::NoMemory))
+    }
+
+    /// A buffer for image bytes; `None` while all are in flight.
+    pub(super) fn data(&self) -> Option<Buf> {
+        self.data.take()
+    }
+
+    /// Bytes that one request of a data phase may move; a multiple of every packet size.
+    pub(super) fn chunk(&self) -> usize {
+        self.chunk
+    }
+
+    pub(super) fn max_packet(&self) -> usize {
+        self.endpoints.max_packet()
+    }
+
+    /// The kernel lacked memory for a request: smaller ones from now on (kernel.md §8).
+    pub(super) fn shrink_chunk(&mut self) {
+        self.chunk = (self.chunk / 2).max(CHUNK_MIN);
+        tracing::warn!(
+            chunk = self.chunk,
+            "the kernel lacks memory for endpoint requests; using smaller ones"
+        );
+    }
+
+    pub(super) fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
+        self.endpoints.send(buf, len, tag).map_err(|refused| PipeError(refused.error))?;
+        self.queued_in += 1;
+        Ok(())
+    }
+
+    /// Bytes of a data phase.
+    pub(super) fn send_data(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
+        self.send(buf, len, data_tag(u32::try_from(len).unwrap_or(0)))
+    }
+
+    pub(super) fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
+        self.endpoints.receive(buf, len, tag).map_err(|refused| PipeError(refused.error))?;
+        self.queued_out += 1;
+        Ok(())
+    }
+
+    /// Queues the read of the next CBW: one packet, since a CBW is a short packet of its own (BOT 1.0 §5.1).
+    pub(super) fn receive_cbw(&mut self) -> Result<(), PipeError> {
+        let buf = self.small()?;
+        let len = self.max_packet();
+        self.receive(buf, len, CBW)
+    }
+
+    /// The next completion, taken off the count.
+    pub(super) fn reap(&mut self) -> Option<EndpointDone> {
+        let done = self.endpoints.reap()?;
+        let queued = match done.pipe {
+            Pipe::In => &mut self.queued_in,
+            Pipe::Out => &mut self.queued_out,
+        };
+        *queued = queued.saturating_sub(1);
+        Some(done)
+    }
+
+    pub(super) fn queued(&self, pipe: Pipe) -> u32 {
+        match pipe {
+            Pipe::In => self.queued_in,
+            Pipe::Out => self.queued_out,
+        }
+    }
+
+    pub(super) fn cancel(&mut self, pipe: Pipe) {
+        if self.queued(pipe) > 0 {
+            self.endpoints.cancel(pipe);
+        }
+    }
+
+    /// Halts a pipe that has nothing queued; until then [`Halted::Busy`].
+    pub(super) fn halt(&mut self, pipe: Pipe) -> Halted {
+        if self.queued(pipe) > 0 { Halted::Busy } else { self.endpoints.halt(pipe) }
+    }
+
+    pub(super) fn flush(&mut self) {
+        self.endpoints.flush();
+    }
+}
+
+/// A [`Mover`] that counts what it holds, so that a command starts only when nothing of an abandoned one is under way.
+#[derive(Debug)]
+pub(super) struct Counted<M> {
+    mover: M,
+    in_flight: u32,
+}
+
+impl<M> Counted<M> {
+    pub(super) fn new(mover: M) -> Self {
+        Self { mover, in_flight: 0 }
+    }
+
+    pub(super) fn inner(&mut self) -> &mut M {
+        &mut self.mover
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// One operation has come back.
+    pub(super) fn done(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+}
+
+impl<M: Mover> Mover for Counted<M> {
+    fn read(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        len: usize,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        self.mover.read(file, at, buf, len, tag)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        len: usize,
+        durable: bool,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        self.mover.write(file, at, buf, len, durable, tag)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
+        let queued = self.mover.sync(file, tag);
+        self.in_flight += u32::from(queued);
+        queued
+    }
+}

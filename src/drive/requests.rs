@@ -1,0 +1,275 @@
+//! What clients ask of the drives of a function: answered between two commands of the host.
+//!
+//! ```text
+//!   waiting ──► (function quiet) ──► answered
+//!                      │
+//!                      └──► Settling: written bytes are made durable ──► answered
+//! ```
+//! A state query is answered at once. While something settles, commands that need an image wait (`Phase::Held`), others do not.
+
+use std::{fs::File, io, sync::Arc};
+
+use crate::{
+    gadget::endpoints::Endpoints,
+    media::{Image, Medium as _},
+    ring::{Mover, OpTag},
+    scsi::{self, Kind},
+    units::BlockSize,
+};
+
+use super::{
+    command::{DriveState, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting},
+    function::Function,
+};
+
+const SYNC: OpTag = OpTag(1);
+
+/// An image in a drive.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) image: Image,
+    /// The host has read from it.
+    pub(super) first_read: bool,
+    /// Something was written since the last sync.
+    pub(super) dirty: bool,
+}
+
+/// What waits until written bytes are durable.
+#[derive(Debug)]
+pub(super) enum Settling {
+    Eject {
+        lun: u8,
+        force: bool,
+        reply: ReplyTo<Result<String, Refusal>>,
+    },
+    /// Drive after drive, from `lun` on.
+    Stop {
+        lun: u8,
+        lost: Option<String>,
+        reply: ReplyTo<Result<(), Refusal>>,
+    },
+}
+
+impl Loaded {
+    /// The file to sync, if something was written.
+    pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
+        self.image.file_for_sync().filter(|_| self.dirty).cloned()
+    }
+
+    fn name(&self) -> String {
+        self.image.name().to_string_lossy().into_owned()
+    }
+
+    pub(super) fn state(&self) -> ImageState {
+        ImageState {
+            name: self.name(),
+            bytes: self.image.stored().0,
+            rw: self.image.writable(),
+            first_read: self.first_read,
+        }
+    }
+}
+
+/// The block length of what a drive of this kind holds.
+pub fn block_size(kind: Kind) -> BlockSize {
+    match kind {
+        Kind::Disk => BlockSize::B512,
+        Kind::Optical => BlockSize::B2048,
+    }
+}
+
+impl<E: Endpoints, M: Mover> Function<E, M> {
+    /// Takes a request. It is answered now or, if it must not disturb a command, after that.
+    pub fn request(&mut self, request: Request) {
+        match request {
+            Request::State { reply } => reply.send(self.state()),
+            Request::Stop { .. } => {
+                self.waiting.push_front(request);
+                self.disconnect();
+                self.serve();
+            }
+            Request::Insert { .. } | Request::Eject { .. } | Request::Set { .. } => {
+                if self.stopping {
+                    request.refuse(&Refusal::Stopped);
+                } else if self.waiting.len() >= super::command::REQUESTS_MAX {
+                    request.refuse(&Refusal::Busy);
+                } else {
+                    self.waiting.push_back(request);
+                    self.serve();
+                }
+            }
+        }
+    }
+
+    /// Answers what waits, as far as the function is quiet.
+    pub(super) fn serve(&mut self) {
+        while self.quiet() {
+            match self.waiting.pop_front() {
+                None | Some(Request::State { .. }) => return,
+                Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, *image)),
+                Some(Request::Eject { lun, force, reply }) => self.eject(lun, force, reply),
+                Some(Request::Set { lun, setting, reply }) => reply.send(self.set(lun, setting)),
+                Some(Request::Stop { reply }) => self.stop(0, None, reply),
+            }
+        }
+    }
+
+    fn state(&self) -> Vec<DriveState> {
+        (0u8..)
+            .zip(&self.drives)
+            .map(|(lun, drive)| {
+                let unit = self.target.unit(lun);
+                DriveState {
+                    drive: self.index(lun),
+                    name: drive.name.clone(),
+                    function: self.name.clone(),
+                    lun,
+                    kind: unit.map_or(Kind::Disk, scsi::Unit::kind),
+                    image: drive.loaded.as_ref().map(Loaded::state),
+                    rw: drive.rw,
+                    prevented: unit.is_some_and(scsi::Unit::prevented),
+                    stall: self.bot.stall(),
+                    host: self.host,
+                }
+            })
+            .collect()
+    }
+
+    fn insert(&mut self, lun: u8, image: Image) -> Result<ImageState, Refusal> {
+        let kind = self.target.unit(lun).map(scsi::Unit::kind).ok_or(Refusal::NoDrive)?;
+        let drive = self.drive_mut(lun).ok_or(Refusal::NoDrive)?;
+        if let Some(loaded) = &drive.loaded {
+            return Err(Refusal::Occupied(loaded.name()));
+        }
+        if image.block_size() != block_size(kind) {
+            return Err(Refusal::KindChanged);
+        }
+        if kind == Kind::Optical && image.writable() {
+            return Err(Refusal::Optical);
+        }
+        let medium = scsi::Medium {
+            blocks: image.block_size().blocks_in(image.len()),
+            block_size: image.block_size(),
+            write_protected: !image.writable(),
+        };
+        let loaded = Loaded { image, first_read: false, dirty: false };
+        let state = loaded.state();
+        drive.loaded = Some(loaded);
+        if let Some(unit) = self.target.unit_mut(lun) {
+            unit.insert(medium);
+        }
+        self.tell(Event::Inserted { drive: self.index(lun), image: state.clone() });
+        Ok(state)
+    }
+
+    fn eject(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
+        let Some(loaded) = self.drive(lun).and_then(|drive| drive.loaded.as_ref()) else {
+            return reply.send(Err(Refusal::Empty));
+        };
+        if !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented) {
+            return reply.send(Err(Refusal::Prevented));
+        }
+        let file = loaded.unstored_file();
+        self.settling = Some(Settling::Eject { lun, force, reply });
+        self.sync(file);
+    }
+
+    fn stop(&mut self, from: u8, lost: Option<String>, reply: ReplyTo<Result<(), Refusal>>) {
+        let unstored = (from..)
+            .zip(self.drives.iter().skip(usize::from(from)))
+            .find_map(|(lun, drive)| Some((lun, drive.loaded.as_ref()?.unstored_file()?)));
+        match unstored {
+            Some((lun, file)) => {
+                self.settling = Some(Settling::Stop { lun, lost, reply });
+                self.sync(Some(file));
+            }
+            None => {
+                self.stopped = true;
+                reply.send(lost.map_or(Ok(()), |why| Err(Refusal::Sync(why))));
+            }
+        }
+    }
+
+    fn sync(&mut self, file: Option<Arc<File>>) {
+        match file {
+            Some(file) if self.mover.sync(&file, SYNC) => {}
+            Some(_) => self.settled(Err(io::ErrorKind::ResourceBusy.into())),
+            None => self.settled(Ok(0)),
+        }
+    }
+
+    /// The sync that somebody waited for has ended.
+    pub(super) fn settled(&mut self, result: io::Result<usize>) {
+        match self.settling.take() {
+            Some(Settling::Eject { lun, force, reply }) => match result {
+                Err(error) if !force => reply.send(Err(Refusal::Sync(error.to_string()))),
+                Ok(_) | Err(_) => {
+                    let by = if force { EjectedBy::Force } else { EjectedBy::Client };
+                    if let Some(unit) = self.target.unit_mut(lun) {
+                        unit.remove();
+                    }
+                    reply.send(self.take_out(lun, by).ok_or(Refusal::Empty));
+                }
+            },
+            Some(Settling::Stop { lun, lost, reply }) => {
+                let lost = lost.or(result.err().map(|error| error.to_string()));
+                self.stop(lun.saturating_add(1), lost, reply);
+            }
+            None => {}
+        }
+    }
+
+    /// The host ejected the medium; scsi knows already.
+    pub(super) fn host_ejected(&mut self, lun: u8) {
+        self.take_out(lun, EjectedBy::Host);
+    }
+
+    fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
+        let name = self.drive_mut(lun)?.loaded.take()?.name();
+        self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
+        self.note_prevented(lun);
+        Some(name)
+    }
+
+    fn set(&mut self, lun: u8, setting: Setting) -> Result<(), Refusal> {
+        let unit = self.target.unit_mut(lun).ok_or(Refusal::NoDrive)?;
+        let drive = self.drives.get_mut(usize::from(lun)).ok_or(Refusal::NoDrive)?;
+        let inserted = drive.loaded.is_some();
+        match setting {
+            Setting::Stall(policy) => self.bot.set_stall(policy),
+            Setting::ReadWrite(rw) if rw == drive.rw => {}
+            Setting::ReadWrite(_) if inserted => return Err(Refusal::Inserted("rw")),
+            Setting::ReadWrite(true) if unit.kind() == Kind::Optical => return Err(Refusal::Optical),
+            Setting::ReadWrite(rw) => drive.rw = rw,
+            Setting::Kind(kind) if kind == unit.kind() => {}
+            Setting::Kind(_) if inserted => return Err(Refusal::Inserted("kind")),
+            Setting::Kind(kind) => {
+                let identity = unit.identity().clone();
+                unit.set_kind(kind, identity).map_err(|_| Refusal::Inserted("kind"))?;
+                drive.rw &= kind == Kind::Disk;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn note_prevented(&mut self, lun: u8) {
+        let prevented = self.target.unit(lun).is_some_and(scsi::Unit::prevented);
+        let Some(drive) = self.drive_mut(lun).filter(|drive| drive.prevented != prevented) else { return };
+        drive.prevented = prevented;
+        self.tell(Event::Prevented { drive: self.index(lun), prevented });
+    }
+
+    pub(super) fn note_first_read(&mut self, lun: u8, lba: u64) {
+        let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) else { return };
+        if !std::mem::replace(&mut loaded.first_read, true) {
+            self.tell(Event::FirstRead { drive: self.index(lun), lba });
+        }
+    }
+
+    /// Everything written to the drive is durable.
+    pub(super) fn note_stored(&mut self, lun: u8) {
+        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
+            loaded.dirty = false;
+        }
+    }
+}

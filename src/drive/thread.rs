@@ -1,0 +1,185 @@
+//! The thread of a function: one io_uring loop that tells [`Function`] what happened.
+//!
+//! ```text
+//!   ep0 thread ── bus events ──┐
+//!   control ───── requests ────┼─► ring ─► Function ─► endpoints (AIO), ring (image I/O)
+//!   endpoint completions ──────┘     ▲                    │
+//!                 image operations ──┴────────────────────┘
+//! ```
+//! Started by the daemon, once for each function. It ends after a [`Request::Stop`](super::Request::Stop).
+
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::{
+    gadget::{BusEvent, endpoints::Endpoints},
+    ring::{Completion, Ring, RingError, RingOptions},
+};
+
+use super::{
+    command::{Handle, Inbox},
+    function::{EventSink, Function, FunctionOptions},
+};
+
+/// Operations in flight on one ring: every data buffer, the watches, a timer and a sync, twice over.
+const RING_ENTRIES: u32 = 64;
+/// Bus events that may wait; the ep0 thread waits when they are more.
+const BUS_EVENTS_MAX: usize = 16;
+
+/// Why a function's thread could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ThreadError {
+    /// Buffers, an eventfd, or the thread itself.
+    #[error(
+        "cannot get the memory, descriptors or thread that a function needs; try to raise the limits of the service"
+    )]
+    Resources(#[from] io::Error),
+    /// The ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+}
+
+/// A running function.
+#[derive(Debug)]
+pub struct FunctionThread {
+    /// The way to it.
+    pub handle: Handle,
+    /// Ends with the thread; why, if not by request.
+    pub join: JoinHandle<Result<(), ThreadError>>,
+    bus: Sender<BusEvent>,
+    bus_wake: Arc<EventFd>,
+}
+
+/// What woke the loop.
+#[derive(Clone, Copy, Debug)]
+enum Wake {
+    Endpoints,
+    Requests,
+    Bus,
+    Timer,
+}
+
+impl FunctionThread {
+    /// Starts the thread, and waits until it is ready for bus events.
+    ///
+    /// # Errors
+    /// What the thread could not get.
+    pub fn start<E: Endpoints + Send + 'static>(
+        options: FunctionOptions,
+        endpoints: E,
+        events: EventSink,
+    ) -> Result<Self, ThreadError> {
+        let (handle, inbox) = Handle::pair()?;
+        let (bus, bus_events) = bounded(BUS_EVENTS_MAX);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bus_wake = Arc::new(EventFd::from_flags(flags).map_err(io::Error::from)?);
+        let (ready, started) = bounded(1);
+        let sources = Sources { inbox, bus_events, bus_wake: Arc::clone(&bus_wake) };
+        let join = thread::Builder::new().name(format!("drive-{}", options.name)).spawn(move || {
+            let mut running = Loop::new(options, endpoints, sources, events)?;
+            // Nobody waits any more if `start` is gone.
+            let _ = ready.send(());
+            running.run()
+        })?;
+        match started.recv() {
+            Ok(()) => Ok(Self { handle, join, bus, bus_wake }),
+            Err(_) => match join.join() {
+                Ok(Err(error)) => Err(error),
+                _ => Err(io::Error::other("the thread ended as it started").into()),
+            },
+        }
+    }
+
+    /// What the ep0 thread calls with each bus event. An event that finds the thread gone is dropped.
+    pub fn bus(&self) -> impl Fn(BusEvent) + Send + use<> {
+        let (bus, wake) = (self.bus.clone(), Arc::clone(&self.bus_wake));
+        move |event| {
+            if bus.send(event).is_ok() {
+                // A full counter is a wake-up that nobody has taken yet.
+                let _ = wake.write(1);
+            }
+        }
+    }
+}
+
+struct Sources {
+    inbox: Inbox,
+    bus_events: Receiver<BusEvent>,
+    bus_wake: Arc<EventFd>,
+}
+
+struct Loop<E> {
+    function: Function<E, Ring<Wake>>,
+    sources: Sources,
+    timer_set: bool,
+}
+
+impl<E: Endpoints> Loop<E> {
+    fn new(
+        options: FunctionOptions,
+        endpoints: E,
+        sources: Sources,
+        events: EventSink,
+    ) -> Result<Self, ThreadError> {
+        let ring = |pools: &[_]| Ok::<_, ThreadError>(Ring::new(&RingOptions::new(RING_ENTRIES, pools))?);
+        let mut function = Function::new(options, endpoints, ring, events)?;
+        let endpoints = function.endpoints().ready_fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
+        let ring = function.mover();
+        if let Some(fd) = endpoints {
+            ring.watch(fd, Wake::Endpoints)?;
+        }
+        ring.watch(sources.inbox.wake().as_fd().try_clone_to_owned()?, Wake::Requests)?;
+        ring.watch(sources.bus_wake.as_fd().try_clone_to_owned()?, Wake::Bus)?;
+        Ok(Self { function, sources, timer_set: false })
+    }
+
+    fn run(&mut self) -> Result<(), ThreadError> {
+        while !self.function.stopped() {
+            self.function.flush();
+            // Completions that are there already need no wake-up.
+            if self.function.endpoints_ready() {
+                continue;
+            }
+            if let Some(after) = self.function.timer().filter(|_| !self.timer_set) {
+                self.function.mover().timer(after, Wake::Timer)?;
+                self.timer_set = true;
+            }
+            self.function.mover().wait()?;
+            while let Some(completion) = self.function.mover().next() {
+                self.dispatch(completion);
+            }
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, completion: Completion<Wake>) {
+        match completion {
+            Completion::Moved(moved) => self.function.moved(moved),
+            // Taken at the top of the loop.
+            Completion::Event(Wake::Endpoints) => {}
+            Completion::Event(Wake::Requests) => {
+                let _ = self.sources.inbox.wake().read();
+                while let Some(request) = self.sources.inbox.take() {
+                    self.function.request(request);
+                }
+            }
+            Completion::Event(Wake::Bus) => {
+                let _ = self.sources.bus_wake.read();
+                while let Ok(event) = self.sources.bus_events.try_recv() {
+                    self.function.bus(event);
+                }
+            }
+            Completion::Timer(_) | Completion::Event(Wake::Timer) => {
+                self.timer_set = false;
+                self.function.tick();
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! The engine `aio`: both endpoints under one Linux AIO context. Called by the drive loop, from its thread only.
+//!
+//! A request lives in a slot. A slot goes through these states, and its buffer is the slot's from the first to the last:
+//!
+//! ```text
+//!  free ─ send/receive ─► staged ─ flush ─► in the kernel ─ event ─► done ─ reap ─► free
+//!                           └─ cancel, or behind a failure ──────────►┘
+//! ```
+//!
+//! Invariants: a slot in the kernel is not touched before its event. Requests of a pipe are submitted, and given back by
+//! `reap`, in the order in which they came, whatever the order of events. Behind a request that failed, nothing more goes to
+//! the kernel on its pipe until the failure was reaped: bytes with a gap are worse than none. The kernel tells a failure as
+//! an event, and goes on with the rest of its batch, so a batch has one request of each pipe at most.
+
+mod kernel;
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{
+    endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError},
+    engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
+};
+use crate::ring::pool::Buf;
+use kernel::{Command, Context, Iocb};
+
+/// The engine.
+#[derive(Debug)]
+pub struct AioEngine {
+    context: Context,
+    /// Control blocks, at addresses that do not move; `iocbs[i]` belongs to `slots[i]`.
+    iocbs: Box<[Iocb; REQUESTS_MAX]>,
+    slots: [Option<Slot>; REQUESTS_MAX],
+    free: Vec<usize>,
+    /// Slots not handed to the kernel yet, in the order of submission.
+    staged: Vec<usize>,
+    /// Slots of each pipe, in the order of submission.
+    order: [VecDeque<usize>; 2],
+    /// Of each pipe, the oldest request that failed other than by a cancel, until it is given back.
+    failed: [Option<usize>; 2],
+    files: EndpointFiles,
+    ready: EventFd,
+    max_packet: Arc<AtomicU16>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    pipe: Pipe,
+    tag: Tag,
+    buf: Buf,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Staged,
+    InKernel,
+    Done(Result<usize, TransferError>),
+}
+
+impl AioEngine {
+    /// Takes the files of a bulk IN and a bulk OUT endpoint, opened read-write and non-blocking. `max_packet` is kept by the
+    /// ep0 thread.
+    ///
+    /// # Errors
+    /// Those of io_setup(2) (ENOSYS: a kernel without CONFIG_AIO; EAGAIN: fs.aio-max-nr) and eventfd(2).
+    pub fn new(input: File, output: File, max_packet: Arc<AtomicU16>) -> io::Result<Self> {
+        Ok(Self {
+            context: Context::new(REQUESTS_MAX)?,
+            iocbs: Box::new([Iocb::default(); REQUESTS_MAX]),
+            slots: [const { None }; REQUESTS_MAX],
+            free: (0..REQUESTS_MAX).rev().collect(),
+            staged: Vec::with_capacity(REQUESTS_MAX),
+            order: [const { VecDeque::new() }; 2].map(|mut order| {
+                order.reserve_exact(REQUESTS_MAX);
+                order
+            }),
+            failed: [None; 2],
+            files: EndpointFiles { input, output },
+            ready: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            max_packet,
+        })
+    }
+
+    fn stage(&mut self, pipe: Pipe, mut buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+        if len > buf.len() {
+            return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
+        }
+        let Some(index) = self.free.pop() else {
+            return Err(Refused { buf, error: TransferError::Other(libc::ENOBUFS) });
+        };
+        let command = match pipe {
+            Pipe::In => Command::Write,
+            Pipe::Out => Command::Read,
+        };
+        let fd = self.files.of(pipe).as_raw_fd();
+        self.iocbs[index] = Iocb::new(command, fd, &mut buf[..len], self.ready.as_raw_fd(), index);
+        self.slots[index] = Some(Slot { pipe, tag, buf, state: State::Staged });
+        self.order[side(pipe)].push_back(index);
+        match self.failed[side(pipe)] {
+            None => self.staged.push(index),
+            Some(_) => self.end([index], TransferError::Cancelled),
+        }
+        Ok(())
+    }
+
+    /// Ends requests that the kernel has not got, and wakes whoever waits for completions.
+    fn end(&mut self, indices: impl IntoIterator<Item = usize>, error: TransferError) {
+        let mut any = false;
+        for index in indices {
+            if let Some(slot) = &mut self.slots[index] {
+                slot.state = State::Done(Err(error));
+                any = true;
+            }
+        }
+        if any {
+            let _ = self.ready.write(1);
+        }
+    }
+
+    /// Takes those of `pipe` out of what is staged.
+    fn unstage(&mut self, pipe: Pipe) -> Vec<usize> {
+        let is_of = |index: &usize| self.slots[*index].as_ref().is_some_and(|slot| slot.pipe == pipe);
+        let taken = self.staged.iter().copied().filter(is_of).collect();
+        self.staged.retain(|index| self.slots[*index].as_ref().is_some_and(|slot| slot.pipe != pipe));
+        taken
+    }
+
+    /// Marks the slots of all events that are there.
+    fn collect(&mut self) {
+        while let Some((index, result)) = self.context.next_event() {
+            let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else {
+                debug_assert!(false, "an event for the free slot {index}");
+                continue;
+            };
+            slot.state = State::Done(match usize::try_from(result) {
+                Ok(moved) => Ok(moved),
+                Err(_) => Err(transfer_error(i32::try_from(-result).unwrap_or(libc::EIO))),
+            });
+            let pipe = slot.pipe;
+            if self.has_failed(index) {
+                self.failed[side(pipe)].get_or_insert(index);
+            }
+        }
+    }
+
+    fn has_failed(&self, index: usize) -> bool {
+        let state = self.slots[index].as_ref().map(|slot| slot.state);
+        matches!(state, Some(State::Done(Err(error))) if error != TransferError::Cancelled)
+    }
+
+    /// How many of what is staged may go at once: up to the second of one pipe.
+    fn batch(&self) -> usize {
+        let mut seen = [false; 2];
+        let is_first_of_its_pipe = |index: &&usize| {
+            let pipe = self.slots[**index].as_ref().map_or(Pipe::In, |slot| slot.pipe);
+            !std::mem::replace(&mut seen[side(pipe)], true)
+        };
+        self.staged.iter().take_while(is_first_of_its_pipe).count()
+    }
+
+    /// The oldest request of a pipe, if it is done.
+    fn take_done(&mut self, pipe: Pipe) -> Option<EndpointDone> {
+        let index = *self.order[side(pipe)].front()?;
+        let State::Done(result) = self.slots[index].as_ref()?.state else { return None };
+        self.order[side(pipe)].pop_front();
+        self.free.push(index);
+        if self.failed[side(pipe)] == Some(index) {
+            self.failed[side(pipe)] =
+                self.order[side(pipe)].iter().copied().find(|next| self.has_failed(*next));
+        }
+        let Slot { tag, buf, .. } = self.slots[index].take()?;
+        Some(EndpointDone { pipe, tag, buf, result })
+    }
+
+    fn take_any_done(&mut self) -> Option<EndpointDone> {
+        self.take_done(Pipe::In).or_else(|| self.take_done(Pipe::Out))
+    }
+}
+
+fn side(pipe: Pipe) -> usize {
+    match pipe {
+        Pipe::In => 0,
+        Pipe::Out => 1,
+    }
+}
+
+impl Endpoints for AioEngine {
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+        self.stage(Pipe::In, buf, len, tag)
+    }
+
+    fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+        self.stage(Pipe::Out, buf, len, tag)
+    }
+
+    fn cancel(&mut self, pipe: Pipe) {
+        let unstaged = self.unstage(pipe);
+        self.end(unstaged, TransferError::Cancelled);
+        // Newest first: if the oldest went first, the controller would start the one behind it.
+        for &index in self.order[side(pipe)].iter().rev() {
+            if self.slots[index].as_ref().is_some_and(|slot| slot.state == State::InKernel) {
+                self.context.cancel(&self.iocbs[index]);
+            }
+        }
+    }
+
+    fn halt(&mut self, pipe: Pipe) -> Halted {
+        self.files.halt(pipe)
+    }
+
+    fn clear_halt(&mut self, pipe: Pipe) {
+        self.files.clear_halt(pipe);
+    }
+
+    fn max_packet(&self) -> usize {
+        usize::from(self.max_packet.load(Ordering::Acquire))
+    }
+
+    fn reap(&mut self) -> Option<EndpointDone> {
+        if let done @ Some(_) = self.take_any_done() {
+            return done;
+        }
+        self.collect();
+        if let done @ Some(_) = self.take_any_done() {
+            return done;
+        }
+        // Cleared before the last look, so that what comes after that look makes it readable again.
+        let _ = self.ready.read();
+        self.collect();
+        self.take_any_done()
+    }
+
+    fn ready_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ready.as_fd())
+    }
+
+    fn flush(&mut self) {
+        while !self.staged.is_empty() {
+            let batch = self.batch();
+            match self.context.submit(&mut self.iocbs[..], &self.staged[..batch]) {
+                Ok(taken) => {
+                    for index in self.staged.drain(..taken) {
+                        if let Some(slot) = &mut self.slots[index] {
+                            slot.state = State::InKernel;
+                        }
+                    }
+                    // What an endpoint refuses is in the ring by now.
+                    self.collect();
+                }
+                // The context itself refused the first; it never does, unless a descriptor is not what it should be.
+                Err(errno) => {
+                    let first = self.staged.remove(0);
+                    self.end([first], transfer_error(errno));
+                    if let Some(pipe) = self.slots[first].as_ref().map(|slot| slot.pipe) {
+                        self.failed[side(pipe)].get_or_insert(first);
+                    }
+                }
+            }
+            for pipe in [Pipe::In, Pipe::Out] {
+                if self.failed[side(pipe)].is_some() {
+                    let behind = self.unstage(pipe);
+                    self.end(behind, TransferError::Cancelled);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for AioEngine {
+    fn drop(&mut self) {
+        // Cancels and waits for everything in flight; only then may the slots' buffers go.
+        if !self.context.destroy() {
+            tracing::error!(
+                "io_destroy failed: buffers in flight are leaked rather than freed under the kernel"
+            );
+            self.slots.iter_mut().for_each(|slot| std::mem::forget(slot.take()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! The control pipe of one function: its own thread answers the class requests and turns events into the state of the bus.
+//!
+//! A thread, because an answer on ep0 blocks until the host has finished the control transfer (kernel.md §1.1).
+//!
+//! ```text
+//!            ENABLE                      SETUP ff (Bulk-Only Reset)
+//!  Disabled ────────► Enabled ─────────────────────────────► waits for the ticket, at most RESET_TIMEOUT
+//!     ▲                 │  ▲                                   │ acknowledged: read of nothing = ACK
+//!     └──── DISABLE ────┘  └── ENABLE again = a reset between  └ dropped or late: write = STALL
+//! ```
+//!
+//! Invariants: a SETUP is answered exactly once, or was cancelled by the host (EIDRM), which is no error; the queue of the
+//! kernel holds four events and merges them, so each event is told as what is true now, never as a count.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crossbeam_channel::{Sender, bounded};
+use ffs_descriptors::{ClassRequest, EVENT_LEN, Event, SetupRequest, Speed};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
+};
+
+use super::{functionfs, interrupt};
+
+/// How long the drive has to make ready after a Bulk-Only Reset. A host gives a control transfer five seconds.
+const RESET_TIMEOUT: Duration = Duration::from_secs(3);
+
+const STACK: usize = 128 * 1024;
+
+/// What happened on the bus; the latest is what is true now.
+#[derive(Debug)]
+pub enum BusEvent {
+    /// The gadget has a controller.
+    Bound,
+    /// The gadget has lost its controller.
+    Unbound,
+    /// The host uses us. After `Enabled`, again: there was a reset in between, and all requests are gone.
+    Enabled {
+        /// The speed of the link.
+        speed: Speed,
+        /// wMaxPacketSize of the bulk endpoints at that speed, in bytes.
+        max_packet: u16,
+    },
+    /// The host reset, disconnected or deconfigured us; all requests came back.
+    Disabled,
+    /// The bus is idle. Requests stay queued. Some controllers say this instead of `Disabled` when the cable is pulled.
+    Suspended,
+    /// The bus goes on.
+    Resumed,
+    /// Bulk-Only Mass Storage Reset (BOT 1.0 §3.1): make ready for the next CBW, then acknowledge.
+    Reset(ResetTicket),
+}
+
+/// The host waits for this. Dropped: the request is stalled.
+#[must_use = "a ticket that is dropped stalls the host's reset"]
+#[derive(Debug)]
+pub struct ResetTicket(Sender<()>);
+
+impl ResetTicket {
+    /// Tells the host that the device is ready for the next CBW. Whether the ep0 thread still waited for it.
+    pub fn acknowledge(self) -> bool {
+        self.0.try_send(()).is_ok()
+    }
+}
+
+/// ep0 of one function, not served yet.
+#[derive(Debug)]
+pub struct Ep0 {
+    pub(super) name: String,
+    pub(super) file: File,
+    /// A second descriptor of the OUT endpoint, to ask for its packet size.
+    pub(super) endpoint: File,
+    pub(super) last_lun: u8,
+    pub(super) max_packet: Arc<AtomicU16>,
+    pub(super) stop: Arc<EventFd>,
+}
+
+/// The running thread. Dropping it stops the thread and closes ep0; when the endpoints are closed too, the kernel unbinds
+/// the gadget.
+#[derive(Debug)]
+pub struct Ep0Thread {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+    is_out: Arc<AtomicBool>,
+}
+
+impl Ep0 {
+    /// Starts the thread. `notify` is called on it: it must be quick, and must hand a [`BusEvent::Reset`] on.
+    ///
+    /// # Errors
+    /// The kernel has no thread for us.
+    pub fn start(self, notify: Box<dyn Fn(BusEvent) + Send>) -> io::Result<Ep0Thread> {
+        let stop = Arc::clone(&self.stop);
+        let is_out = Arc::new(AtomicBool::new(false));
+        let out = Arc::clone(&is_out);
+        // A thread's name has 15 characters.
+        let name = format!("ep0-{:.11}", self.name);
+        let thread = thread::Builder::new().name(name).stack_size(STACK).spawn(move || {
+            if let Err(error) = interrupt::allow().and_then(|()| self.serve(&notify)) {
+                tracing::error!(function = self.name, %error, "the control pipe is lost");
+                notify(BusEvent::Unbound);
+            }
+            drop(self);
+            out.store(true, Ordering::Release);
+        })?;
+        Ok(Ep0Thread { thread: Some(thread), stop, is_out })
+    }
+
+    fn serve(&self, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        loop {
+            let wait = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut fds = [wait(self.stop.as_fd()), wait(self.file.as_fd())];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => continue,
+                result => result?,
+            };
+            let [stop, _] = fds;
+            if stop.any() == Some(true) {
+                return Ok(());
+            }
+            // One event a time: a SETUP must be the last that was read when it is answered.
+            let mut bytes = [0; EVENT_LEN];
+            let read = match (&self.file).read(&mut bytes) {
+                Ok(read) => read,
+                Err(error) if goes_on(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            for event in ffs_descriptors::events(bytes.get(..read).unwrap_or_default()) {
+                match event {
+                    Ok(event) => self.handle(event, notify)?,
+                    Err(error) => tracing::warn!(function = self.name, %error, "event not understood"),
+                }
+            }
+        }
+    }
+
+    fn handle(&self, event: Event, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        match event {
+            Event::Bind => notify(BusEvent::Bound),
+            Event::Unbind => notify(BusEvent::Unbound),
+            Event::Disable => notify(BusEvent::Disabled),
+            Event::Suspend => notify(BusEvent::Suspended),
+            Event::Resume => notify(BusEvent::Resumed),
+            // Disabled again meanwhile: the DISABLE event is on its way.
+            Event::Enable => {
+                if let Some((speed, max_packet)) = functionfs::endpoint_speed(&self.endpoint) {
+                    self.max_packet.store(max_packet, Ordering::Release);
+                    notify(BusEvent::Enabled { speed, max_packet });
+                }
+            }
+            Event::Setup(request) => return self.answer(&request, notify),
+        }
+        Ok(())
+    }
+
+    fn answer(&self, request: &SetupRequest, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        let answered = match request.class_request() {
+            ClassRequest::GetMaxLun => (&self.file).write(&[self.last_lun]).map(drop),
+            ClassRequest::Reset => {
+                let (ticket, acknowledged) = bounded(1);
+                notify(BusEvent::Reset(ResetTicket(ticket)));
+                match acknowledged.recv_timeout(RESET_TIMEOUT) {
+                    Ok(()) => (&self.file).read(&mut []).map(drop),
+                    Err(error) => {
+                        tracing::warn!(function = self.name, %error, "a Bulk-Only Reset was not acknowledged");
+                        self.stall(request)
+                    }
+                }
+            }
+            ClassRequest::Unknown => self.stall(request),
+        };
+        match answered {
+            Err(error) if !goes_on(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// I/O against the direction of the data stage stalls the control pipe; the kernel says EL2HLT.
+    fn stall(&self, request: &SetupRequest) -> io::Result<()> {
+        let result = match request.is_in() {
+            true => (&self.file).read(&mut []).map(drop),
+            false => (&self.file).write(&[]).map(drop),
+        };
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EL2HLT) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// Whether ep0 can be served on after `error`: the host cancelled the SETUP (EIDRM), went away while it waited (ESHUTDOWN,
+/// ECONNRESET), there is nothing to read after all, or somebody wants us to stop.
+fn goes_on(error: &io::Error) -> bool {
+    let known = [libc::EIDRM, libc::ESHUTDOWN, libc::ECONNRESET, libc::EAGAIN, libc::EINTR, libc::ESRCH];
+    error.raw_os_error().is_some_and(|errno| known.contains(&errno))
+}
+
+impl Drop for Ep0Thread {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            interrupt::kick(&thread, || self.is_out.load(Ordering::Acquire));
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! FunctionFS: mounting an instance, telling it what we are, and opening its files. All descriptors of a function are opened
+//! here and nowhere else, so that one day they can be received instead.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{fd::AsFd, unix::ffi::OsStringExt, unix::fs::OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use ffs_descriptors::{ENDPOINT_DESC_LEN, InterfaceName, MaxBurst, Speed};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::error::GadgetError;
+
+nix::ioctl_none!(ioctl_clear_halt, b'g', 3);
+nix::ioctl_read!(ioctl_endpoint_desc, b'g', 130, [u8; ENDPOINT_DESC_LEN]);
+
+/// The open files of one function, descriptors written.
+#[derive(Debug)]
+pub(super) struct FunctionFiles {
+    /// Read-write and non-blocking: events are polled for.
+    pub(super) ep0: File,
+    /// Read-write, because a halt is I/O in the wrong direction; non-blocking, so that I/O on a disabled endpoint fails with
+    /// EAGAIN instead of waiting for a host (kernel.md §1.4). A transfer by read or write waits all the same.
+    pub(super) input: File,
+    /// As `input`.
+    pub(super) output: File,
+}
+
+impl FunctionFiles {
+    /// Writes descriptors and strings, and opens the endpoints that then appear.
+    pub(super) fn open(dir: &Path, name: &str, interface: &InterfaceName) -> Result<Self, GadgetError> {
+        let mut ep0 = open(&dir.join("ep0"))?;
+        for block in [ffs_descriptors::descriptors(MaxBurst::MOST), ffs_descriptors::strings(interface)] {
+            io::Write::write_all(&mut ep0, &block).map_err(|error| match error.raw_os_error() {
+                // Out of its order for a fresh instance: it has descriptors already.
+                Some(libc::EINVAL | libc::EBADFD | libc::ESRCH | libc::EAGAIN) if is_active(dir) => {
+                    GadgetError::FunctionTaken { name: name.to_owned() }
+                }
+                _ => GadgetError::io("write descriptors to", dir.join("ep0"))(error),
+            })?;
+        }
+        let input = open(&dir.join(ffs_descriptors::EP_IN))?;
+        let output = open(&dir.join(ffs_descriptors::EP_OUT))?;
+        Ok(Self { ep0, input, output })
+    }
+}
+
+/// Whether endpoint files are there: descriptors were written before.
+fn is_active(dir: &Path) -> bool {
+    dir.join(ffs_descriptors::EP_IN).exists()
+}
+
+fn open(path: &Path) -> Result<File, GadgetError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(GadgetError::io("open", path))
+}
+
+/// wMaxPacketSize and speed of an endpoint, while it is enabled. Needs an O_NONBLOCK descriptor.
+pub(super) fn endpoint_speed(endpoint: impl AsFd) -> Option<(Speed, u16)> {
+    let mut desc = [0u8; ENDPOINT_DESC_LEN];
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&endpoint.as_fd());
+    // SAFETY: the descriptor is open while `endpoint` is borrowed, and the kernel writes at most the 9 bytes of `desc`.
+    unsafe { ioctl_endpoint_desc(fd, &raw mut desc) }.ok()?;
+    let packet = u16::from_le_bytes([desc[4], desc[5]]);
+    // Bulk endpoints have one packet size at each speed (ours at full speed is 64), so the size tells the speed.
+    let speed = match packet {
+        0..=64 => Speed::Full,
+        65..=512 => Speed::High,
+        _ => Speed::Super,
+    };
+    Some((speed, packet))
+}
+
+/// Un-stalls an endpoint.
+pub(super) fn clear_halt(endpoint: impl AsFd) -> io::Result<()> {
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&endpoint.as_fd());
+    // SAFETY: the descriptor is open while `endpoint` is borrowed; the request has no argument.
+    unsafe { ioctl_clear_halt(fd) }.map(drop).map_err(io::Error::from)
+}
+
+/// A FunctionFS instance on a directory. Dropping it detaches what this process mounted, and removes
+/// the directory if that is ours.
+#[derive(Debug)]
+pub(super) struct Mount {
+    dir: PathBuf,
+    mounted: bool,
+    remove_dir: bool,
+}
+
+impl Mount {
+    /// Mounts the instance `name` on `dir`, which is made if need be, and removed in the end if `is_ours` or if made.
+    pub(super) fn new(name: &str, dir: &Path, is_ours: bool) -> Result<Self, GadgetError> {
+        let remove_dir = is_ours || !dir.exists();
+        fs::create_dir_all(dir).map_err(GadgetError::io("make the directory", dir))?;
+        let mut this = Self { dir: dir.to_owned(), mounted: false, remove_dir };
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some(name), dir, Some("functionfs"), flags, None::<&str>).map_err(|errno| match errno {
+            nix::Error::ENODEV => GadgetError::NoFunctionFs,
+            nix::Error::ENOENT => GadgetError::NoFunction { name: name.to_owned() },
+            nix::Error::EBUSY => GadgetError::FunctionTaken { name: name.to_owned() },
+            _ => GadgetError::io("mount FunctionFS on", dir)(errno),
+        })?;
+        this.mounted = true;
+        Ok(this)
+    }
+
+    /// As [`Mount::new`], but uses a mount of the instance that is there already, whoever made it.
+    pub(super) fn find_or_new(name: &str, dir: &Path, is_ours: bool) -> Result<Self, GadgetError> {
+        match mounts_of(name).into_iter().next() {
+            Some(dir) => Ok(Self { dir, mounted: false, remove_dir: false }),
+            None => Self::new(name, dir, is_ours),
+        }
+    }
+
+    /// Where it is mounted.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Detached, because the engine may still have its files open; they stay valid.
+        if self.mounted
+            && let Err(error) = umount2(&self.dir, MntFlags::MNT_DETACH)
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot unmount FunctionFS");
+        }
+        if self.remove_dir {
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}
+
+/// Detaches every mount of the instance `name`.
+pub(super) fn unmount_all(name: &str) -> Result<(), GadgetError> {
+    for dir in mounts_of(name) {
+        umount2(&dir, MntFlags::MNT_DETACH).map_err(GadgetError::io("unmount", &dir))?;
+    }
+    Ok(())
+}
+
+/// Where the instance `name` is mounted.
+fn mounts_of(name: &str) -> Vec<PathBuf> {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mounts_in(&table, name)
+}
+
+/// From lines of proc_pid_mountinfo(5): field 5 is the mount point; after a lone `-`, the type and the source.
+fn mounts_in(table: &[u8], name: &str) -> Vec<PathBuf> {
+    let of_line = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let point = fields.nth(4)?;
+        let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
+        let is_ours = tail.next()? == b"functionfs" && tail.next()? == name.as_bytes();
+        is_ours.then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(point))))
+    };
+    table.split(|byte| *byte == b'\n').filter_map(of_line).collect()
+}
+
+/// Undoes the table's `\ooo` for blanks and backslashes.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
+        match tail.get(..3).filter(|_| *first == b'\\').and_then(octal) {
+            Some(byte) => {
+                out.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_by_type_and_source_with_blanks_in_their_paths() {
+        let table = b"22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n\
+            40 1 0:41 / /run/ffs/usb0 rw,relatime - functionfs usb0 rw\n\
+            41 1 0:42 / /mnt/with\\040blank\\134 rw shared:7 master:1 - functionfs usb0 rw\n\
+            42 1 0:43 / /run/ffs/usb1 rw - functionfs usb1 rw\n\
+            43 1 0:44 / /functionfs rw - tmpfs usb0 rw\n\n";
+        assert_eq!(
+            mounts_in(table, "usb0"),
+            [PathBuf::from("/run/ffs/usb0"), PathBuf::from("/mnt/with blank\\")]
+        );
+        assert!(mounts_in(table, "usb").is_empty());
+    }
+
+    #[test]
+    fn a_broken_table_is_no_mounts() {
+        for table in [&b""[..], b"\n\n", b"1 2 3", b"1 2 3 4 /x rw -", b"1 2 3 4 /x rw - functionfs"] {
+            assert!(mounts_in(table, "usb0").is_empty());
+        }
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"\\777"), b"\\777");
+    }
+}
