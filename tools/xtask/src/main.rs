@@ -29,16 +29,28 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Install what the other commands need; says what before it does
+    ///
+    /// Debian packages need root; the rest goes below cargo's target directory. Quick when all is there.
     Setup,
     /// Run a command as root on the virtual board and end with its exit status
+    ///
+    /// The command sees this machine's own files: read-only below the root, with changes that are lost under /etc, /usr,
+    /// /var, /home, /opt, /srv and /tmp, and read-write in cargo's target directory. It finds the release binaries first
+    /// on PATH, /sys/kernel/config mounted, the USB modules loaded, and RINGDRIVE_BOARD and RINGDRIVE_SPEED set.
+    /// docs/virtual-board.md tells the rest.
     Vm(vm::Args),
     /// Formatting, clippy, rustdoc and the house rules; reports all failures
     Lint,
     /// Show a real USB host using our drives: a CD read whole, a flash disk written and checked
+    ///
+    /// The host is this machine's own if it has a dummy_hcd, else the virtual board's. Takes about a minute.
     Demo(demo::Args),
     #[command(name = demo::ON_BOARD, hide = true)]
     DemoOnBoard(demo::OnBoardArgs),
     /// Every test, on this machine and on the virtual board; ends with a table
+    ///
+    /// Set-up, lint, unit, integration and doc tests, and the virtual board's at high speed and SuperSpeed. A test that is
+    /// skipped on the board counts as failed.
     Test(test::Args),
 }
 

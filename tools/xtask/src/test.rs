@@ -16,8 +16,7 @@ use crate::{lint, project, setup};
 /// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
 const BOARD_LIMIT: u64 = 1500;
 
-/// Set-up, lint, unit, integration and doc tests, and the tests of the virtual board at high speed and SuperSpeed. A test
-/// of the board that is skipped counts as failed.
+/// The flags of `cargo xtask test`.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Leave the virtual board out

@@ -63,9 +63,7 @@ pub(crate) enum Link {
     Real,
 }
 
-/// The command sees this machine's own files: read-only below the root, with changes that are lost under /etc, /usr,
-/// /var, /home, /opt, /srv and /tmp, and read-write in cargo's target directory. It finds the release binaries first on
-/// PATH, /sys/kernel/config mounted, the USB modules loaded, and RINGDRIVE_BOARD and RINGDRIVE_SPEED set.
+/// The board's flags and its command.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Speed of the USB link
@@ -293,6 +291,10 @@ impl Run {
         let seconds = self.started.elapsed().as_secs();
         if let Some(line) = console::death(&console) {
             bail!("the board's kernel died: {}\nthe end of its console:\n{tail}", line.trim());
+        }
+        // QEMU's own words when Ctrl-C reached it before us.
+        if status.is_none() && noise.contains("terminating on signal") {
+            bail!("the board was stopped by a signal");
         }
         match (ended, status) {
             (_, Some(status)) => Ok(status),

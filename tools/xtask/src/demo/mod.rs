@@ -28,8 +28,7 @@ pub(crate) const ON_BOARD: &str = "demo-on-board";
 /// Far more than the story takes on a busy machine.
 const LIMIT_SECONDS: u64 = 600;
 
-/// Serves memtest86+'s ISO as a CD and a new FAT flash disk to a real Linux USB host, which reads the one and writes to
-/// the other; then checks both, byte for byte.
+/// The flags of `cargo xtask demo`.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Speed of the USB link

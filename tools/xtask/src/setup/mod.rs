@@ -11,7 +11,7 @@ mod packages;
 mod virtme;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -19,6 +19,9 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::project;
 use crate::vm::Link;
 pub(crate) use kernel::Kernel;
+
+/// Names of directories that exist only while something is unpacked or built.
+const WORK_PREFIXES: [&str; 2] = ["unpack-", "link-"];
 
 /// What `vm` needs to start a board.
 pub(crate) struct Board {
@@ -62,7 +65,24 @@ fn lock() -> Result<Flock<File>> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let path = dir.join("setup.lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
+    let lock = Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
-        .with_context(|| format!("cannot lock {}", path.display()))
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    remove_interrupted(&dir)?;
+    Ok(lock)
+}
+
+/// Removes the work directories of set-ups that were interrupted; whoever holds the lock owns them all.
+fn remove_interrupted(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if WORK_PREFIXES
+            .iter()
+            .any(|prefix| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes()))
+        {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
