@@ -1,7 +1,6 @@
 //! `cargo xtask test`: every test there is, on this machine and on the virtual board at both speeds.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -77,7 +76,7 @@ fn on_board(executable: &PathBuf, speed: Speed) -> Result<()> {
     let mut printed = Vec::new();
     let status = vm::run_with(&args, |piece| {
         printed.extend_from_slice(piece);
-        io::stdout().write_all(piece)
+        vm::to_stdout(piece)
     })?;
     verdict(status, &String::from_utf8_lossy(&printed))
 }

@@ -105,7 +105,14 @@ impl Args {
 /// # Errors
 /// The board could not be set up, did not come up, or died; not the command's own failure.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    run_with(args, |line| io::stdout().write_all(line)).map(ExitCode::from)
+    run_with(args, to_stdout).map(ExitCode::from)
+}
+
+/// Passes a piece of output on at once, so that an unfinished line shows.
+pub(crate) fn to_stdout(piece: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(piece)?;
+    stdout.flush()
 }
 
 /// Runs the command and hands each piece of its standard output to `out`; its standard error is ours.

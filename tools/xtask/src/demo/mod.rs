@@ -11,7 +11,6 @@ mod story;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -68,7 +67,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             args.speed.name()
         );
         let args = vm::Args { timeout: LIMIT_SECONDS, ..vm::Args::new(args.speed, command) };
-        vm::run_with(&args, |piece| io::stdout().write_all(piece))?
+        vm::run_with(&args, vm::to_stdout)?
     };
     println!(
         "{:.0} s after the build, {:.0} s in all",
