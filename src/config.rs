@@ -13,6 +13,12 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::{
+    bot::StallPolicy,
+    gadget::{EngineKind, Speed},
+    scsi::Kind,
+};
+
 /// Functions in one gadget. Each costs two endpoints, and device controllers rarely have more than fifteen.
 pub const FUNCTIONS_MAX: usize = 8;
 /// Drives in one function: a Bulk-Only Transport LUN has four bits (BOT 1.0 §5.1).
@@ -83,53 +89,19 @@ pub struct OwnGadget {
     pub max_power_ma: u16,
 }
 
-/// Bus speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Speed {
-    /// 12 Mbit/s.
-    Full,
-    /// 480 Mbit/s.
-    High,
-    /// 5 Gbit/s.
-    Super,
-}
-
 /// `[[function]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// The NAME of `ffs.NAME`.
     pub name: String,
     /// How endpoints are driven.
-    pub engine: Engine,
+    pub engine: EngineKind,
     /// Whether the bulk-in endpoint may be halted.
-    pub stall: Stall,
+    pub stall: StallPolicy,
     /// Where FunctionFS is mounted, or is to be; `None`: a place of our own.
     pub mount: Option<PathBuf>,
     /// In LUN order.
     pub drives: Vec<Drive>,
-}
-
-/// Endpoint engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// Linux AIO.
-    #[default]
-    Aio,
-    /// A thread per endpoint.
-    Sync,
-}
-
-/// Stall policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Stall {
-    /// Halt where BOT asks for it.
-    #[default]
-    Auto,
-    /// Never halt: for controllers that cannot.
-    Never,
 }
 
 /// `[[function.drive]]`.
@@ -138,7 +110,7 @@ pub struct Drive {
     /// Unique among all drives; never only digits, because a number is an index.
     pub name: String,
     /// What the drive is to the host.
-    pub kind: DriveKind,
+    pub kind: Kind,
     /// Inserted at start.
     pub image: Option<PathBuf>,
     /// Whether the host may write. Never true of an optical drive.
@@ -151,16 +123,6 @@ pub struct Drive {
     pub revision: String,
     /// Unit serial number (VPD page 80h); derived from the gadget's where the file has none.
     pub serial: String,
-}
-
-/// Peripheral device type of a drive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DriveKind {
-    /// CD or DVD.
-    Optical,
-    /// Flash disk.
-    Disk,
 }
 
 /// Why there is no configuration.
@@ -261,20 +223,20 @@ fn default_function(serial: &str) -> Function {
     };
     Function {
         name: "usb0".to_owned(),
-        engine: Engine::default(),
-        stall: Stall::default(),
+        engine: EngineKind::default(),
+        stall: StallPolicy::default(),
         mount: None,
-        drives: vec![drive("cd", DriveKind::Optical, 0), drive("flash", DriveKind::Disk, 1)],
+        drives: vec![drive("cd", Kind::Optical, 0), drive("flash", Kind::Disk, 1)],
     }
 }
 
 const VENDOR_DEFAULT: &str = "RINGDRIV";
 const REVISION_DEFAULT: &str = "0100";
 
-fn default_product(kind: DriveKind) -> &'static str {
+fn default_product(kind: Kind) -> &'static str {
     match kind {
-        DriveKind::Optical => "Optical Drive",
-        DriveKind::Disk => "Flash Drive",
+        Kind::Optical => "Optical Drive",
+        Kind::Disk => "Flash Drive",
     }
 }
 
@@ -327,9 +289,9 @@ struct RawGadget {
 struct RawFunction {
     name: Spanned<String>,
     #[serde(default)]
-    engine: Engine,
+    engine: EngineKind,
     #[serde(default)]
-    stall: Stall,
+    stall: StallPolicy,
     mount: Option<Spanned<String>>,
     #[serde(default)]
     drive: Vec<Spanned<RawDrive>>,
@@ -339,7 +301,7 @@ struct RawFunction {
 #[serde(deny_unknown_fields)]
 struct RawDrive {
     name: Spanned<String>,
-    kind: DriveKind,
+    kind: Kind,
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
     vendor: Option<Spanned<String>>,
@@ -529,7 +491,7 @@ impl RawDrive {
         let kind = self.kind;
         if let Some(rw) = &self.rw
             && *rw.get_ref()
-            && kind == DriveKind::Optical
+            && kind == Kind::Optical
         {
             return Err(source.invalid(
                 rw.span(),

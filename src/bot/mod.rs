@@ -40,10 +40,11 @@ pub enum CommandStatus {
 }
 
 /// Whether IN may be halted to end a data phase early.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StallPolicy {
     /// Halt IN where the device sends less than the host expects: what §6.7.2 prefers.
+    #[default]
     Auto,
     /// Never halt but for an invalid CBW; a short packet ends the phase. For hosts and controllers that cannot stall right.
     Never,

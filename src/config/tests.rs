@@ -37,7 +37,7 @@ fn an_empty_file_is_a_cd_and_a_flash_disk() {
     assert_eq!(config.control.socket, Path::new("/run/ringdrive/control.sock"));
     assert_eq!(config.control.group, None);
     let drives: Vec<_> = config.functions[0].drives.iter().map(|d| (d.name.as_str(), d.kind)).collect();
-    assert_eq!(drives, [("cd", DriveKind::Optical), ("flash", DriveKind::Disk)]);
+    assert_eq!(drives, [("cd", Kind::Optical), ("flash", Kind::Disk)]);
     assert_eq!(config.functions.len(), 1);
     assert_eq!((own(&config).vendor_id.get(), own(&config).product_id), (0x1d6b, 0x0104));
 }
