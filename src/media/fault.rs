@@ -115,3 +115,53 @@ impl From<&io::Error> for FaultKind {
         error.raw_os_error().map_or(Self::Io, Self::from_errno)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From the pages read(2), write(2), fsync(2) and the kernel's table of block layer errors (`blk_errors[]`).
+    #[test]
+    fn every_errno_that_the_manual_pages_name_has_a_kind_of_its_own() {
+        let read =
+            [libc::EAGAIN, libc::EBADF, libc::EFAULT, libc::EINTR, libc::EINVAL, libc::EIO, libc::EISDIR];
+        let write = [libc::EDQUOT, libc::EFBIG, libc::ENOSPC, libc::EPERM, libc::EPIPE];
+        let fsync = [libc::EROFS];
+        let block = [
+            libc::EOPNOTSUPP,
+            libc::ETIMEDOUT,
+            libc::ENOLINK,
+            libc::EREMOTEIO,
+            libc::EBADE,
+            libc::ENODATA,
+            libc::EILSEQ,
+            libc::ENOMEM,
+            libc::ENODEV,
+            libc::ETIME,
+        ];
+        for errno in [&read[..], &write, &fsync, &block].concat() {
+            assert!(!matches!(FaultKind::from_errno(errno), FaultKind::Other(_)), "errno {errno}");
+        }
+    }
+
+    #[test]
+    fn kinds_that_a_host_must_tell_apart_are_apart() {
+        for (errno, kind) in [
+            (libc::EIO, FaultKind::Io),
+            (libc::ENODATA, FaultKind::Damaged),
+            (libc::ENOSPC, FaultKind::NoSpace),
+            (libc::EDQUOT, FaultKind::Quota),
+            (libc::EROFS, FaultKind::ReadOnly),
+            (libc::ESTALE, FaultKind::Stale),
+            (libc::ETIMEDOUT, FaultKind::TimedOut),
+            (libc::EACCES, FaultKind::Permission),
+            (libc::ECANCELED, FaultKind::Interrupted),
+            (libc::ENODEV, FaultKind::Gone),
+            (0, FaultKind::Other(0)),
+            (i32::MIN, FaultKind::Other(i32::MIN)),
+        ] {
+            assert_eq!(FaultKind::from(&io::Error::from_raw_os_error(errno)), kind);
+        }
+        assert_eq!(FaultKind::from(&io::Error::other("no errno")), FaultKind::Io);
+    }
+}

@@ -299,3 +299,6 @@ fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)
         },
     }
 }
+
+#[cfg(test)]
+mod tests;
