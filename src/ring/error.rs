@@ -28,7 +28,8 @@ pub enum SetupFailure {
     Disabled,
     /// The kernel is older than the flags we need.
     TooOld,
-    /// No memory, or a limit on locked memory (kernels before 5.12).
+    /// No memory, or the limit on locked memory, against which recent kernels count the queues of a process without
+    /// CAP_IPC_LOCK.
     NoMemory,
     /// No free file descriptor.
     NoDescriptors,
@@ -87,6 +88,8 @@ mod tests {
             assert!(error.to_string().contains(cure), "errno {errno}: {error}");
             assert!(error.to_string().contains("; try "), "errno {errno}: {error}");
         }
+        let old = RingError::Missing("IORING_OP_WRITE_FIXED", None).to_string();
+        assert!(old.contains("WRITE_FIXED; try Linux 5.19 or newer"), "{old}");
     }
 
     #[test]
