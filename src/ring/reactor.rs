@@ -386,9 +386,9 @@ impl<U> Drop for Ring<U> {
         let endless: Vec<Key> =
             self.ops.iter().filter(|(_, op)| !matches!(op, Op::Move { .. })).map(|(key, _)| key).collect();
         endless.into_iter().for_each(|key| self.push_cancellation(key));
-        let deadline = Instant::now() + self.drain;
+        let start = Instant::now();
         while self.ops.len() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.drain.saturating_sub(start.elapsed());
             let timespec = Timespec::from(left);
             match self.uring.0.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec)) {
                 Ok(_) => {}
