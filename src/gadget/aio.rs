@@ -40,7 +40,7 @@ pub struct AioEngine {
     context: Context,
     /// Control blocks, at addresses that do not move; `iocbs[i]` belongs to `slots[i]`.
     iocbs: Box<[Iocb; REQUESTS_MAX]>,
-    slots: [Option<Slot>; REQUESTS_MAX],
+    slots: Box<[Option<Slot>; REQUESTS_MAX]>,
     free: Vec<usize>,
     /// Slots not handed to the kernel yet, in the order of submission.
     staged: Vec<usize>,
@@ -78,7 +78,7 @@ impl AioEngine {
         Ok(Self {
             context: Context::new(REQUESTS_MAX)?,
             iocbs: Box::new([Iocb::default(); REQUESTS_MAX]),
-            slots: [const { None }; REQUESTS_MAX],
+            slots: Box::new([const { None }; REQUESTS_MAX]),
             free: (0..REQUESTS_MAX).rev().collect(),
             staged: Vec::with_capacity(REQUESTS_MAX),
             order: [const { VecDeque::new() }; 2].map(|mut order| {

@@ -1,6 +1,5 @@
 //! The choice between the endpoint engines, made once per function in the configuration.
 
-use serde::Deserialize;
 use std::{
     fs::File,
     io,
@@ -19,8 +18,7 @@ use crate::ring::pool::Buf;
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// How a function's endpoints are driven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum EngineKind {
     /// Linux AIO: many requests in flight. The default; why not io_uring: `docs/decisions/0001-endpoints-by-aio.md`.
     #[default]
@@ -30,8 +28,6 @@ pub enum EngineKind {
 }
 
 /// The engine of one function.
-// There is one a function.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Engine {
     /// Linux AIO.

@@ -1,0 +1,167 @@
+//! Inserting: the one request that may block, because opening a file on a server that is gone does. Runs on a thread of its
+//! own, whose number is bounded; the server's thread and the functions' threads never wait for it.
+
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::OPENING_MAX;
+use super::inbox::{Pending, Reply};
+use super::protocol::{ErrorKind, Failure, ImageSource};
+use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, block_size};
+use crate::media::{Access, Image};
+use crate::scsi::Kind;
+
+/// How long a function's thread may take to say what its drives are. It answers between two commands of the host.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The right to one thread that may block.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    /// `None` where [`OPENING_MAX`] are taken.
+    pub(super) fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let permit = Self(Arc::clone(taken));
+        let before = taken.fetch_add(1, Ordering::Relaxed);
+        // Otherwise dropped here, which gives it back.
+        (before < OPENING_MAX).then_some(permit)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An `insert` that has passed the server's checks.
+#[derive(Debug)]
+pub(super) struct Insert {
+    pub(super) function: Handle,
+    pub(super) drive: DriveIndex,
+    pub(super) lun: u8,
+    pub(super) source: Source,
+    pub(super) kind: Option<Kind>,
+    pub(super) rw: Option<bool>,
+}
+
+/// An image that is not opened yet.
+#[derive(Debug)]
+pub(super) enum Source {
+    Path(String),
+    Descriptor { descriptor: OwnedFd, name: String },
+}
+
+impl Source {
+    /// Joins what the request says with the descriptors that came with it.
+    pub(super) fn new(source: ImageSource, mut descriptors: Vec<OwnedFd>) -> Result<Self, Failure> {
+        match (source, descriptors.len()) {
+            (ImageSource::Path(path), _) => Ok(Self::Path(path)),
+            (ImageSource::Descriptor { name }, 1) => match descriptors.pop() {
+                Some(descriptor) => Ok(Self::Descriptor { descriptor, name }),
+                None => Err(no_descriptor()),
+            },
+            (ImageSource::Descriptor { .. }, 0) => Err(no_descriptor()),
+            (ImageSource::Descriptor { .. }, _) => Err(Failure::new(
+                ErrorKind::Descriptor,
+                "several file descriptors came with the request",
+                "send exactly one",
+            )),
+        }
+    }
+}
+
+fn no_descriptor() -> Failure {
+    Failure::new(
+        ErrorKind::Descriptor,
+        "no file descriptor came with the request",
+        "send one with SCM_RIGHTS in the sendmsg that sends the line",
+    )
+}
+
+impl Insert {
+    /// Opens the image and hands it to the function; may block for as long as a file server does.
+    pub(super) fn run(self, pending: Pending) {
+        let Self { function, drive, lun, source, kind, rw } = self;
+        let opened = current_state(&function, lun).and_then(|state| open(&state, source, kind, rw));
+        match opened {
+            Err(failure) => pending.answer(Err(failure)),
+            // An image that appears long after its client gave up would surprise somebody.
+            Ok(_) if !pending.is_wanted() => {}
+            Ok(image) => function.send(Request::Insert {
+                lun,
+                image: Box::new(image),
+                reply: ReplyTo::new(move |result: Result<_, Refusal>| {
+                    pending.answer(match result {
+                        Ok(image) => Ok(Reply::Value(json!({"drive": drive, "image": image}))),
+                        Err(refusal) => Err(Failure::from(&refusal)),
+                    });
+                }),
+            }),
+        }
+    }
+}
+
+fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
+    let (tx, rx) = crossbeam_channel::bounded(1);
+    function.send(Request::State {
+        reply: ReplyTo::new(move |drives| {
+            // Nobody waits any more: nothing to do.
+            let _ = tx.send(drives);
+        }),
+    });
+    rx.recv_timeout(STATE_TIMEOUT)
+        .ok()
+        .and_then(|drives: Vec<DriveState>| drives.into_iter().find(|state| state.lun == lun))
+        .ok_or_else(|| Failure::from(&Refusal::Stopped))
+}
+
+/// What can be refused without opening is; the drive checks again, because it may change meanwhile.
+fn open(state: &DriveState, source: Source, kind: Option<Kind>, rw: Option<bool>) -> Result<Image, Failure> {
+    if let Some(wanted) = kind
+        && wanted != state.kind
+    {
+        return Err(Failure::new(
+            ErrorKind::WrongKind,
+            format!("drive {:?} is not of that kind", state.name),
+            "insert into a drive that is, or change the kind of this one with set",
+        ));
+    }
+    if let Some(image) = &state.image {
+        return Err(Failure::from(&Refusal::Occupied(image.name.clone())));
+    }
+    let access = match state.kind {
+        Kind::Optical if rw == Some(true) => return Err(Failure::from(&Refusal::Optical)),
+        Kind::Disk if rw.unwrap_or(state.rw) => Access::ReadWrite,
+        Kind::Disk | Kind::Optical => Access::ReadOnly,
+    };
+    let block_size = block_size(state.kind);
+    let opened = match source {
+        Source::Path(path) => Image::open(Path::new(&path), access, block_size),
+        Source::Descriptor { descriptor, name } => {
+            Image::from_fd(descriptor, name.into(), access, block_size)
+        }
+    };
+    opened.map_err(|error| Failure::from_message(ErrorKind::Image, &with_sources(&error)))
+}
+
+/// The error and what it came from, the cure staying last.
+fn with_sources(error: &dyn Error) -> String {
+    let message = error.to_string();
+    let mut causes = String::new();
+    let mut source = error.source();
+    while let Some(error) = source {
+        causes.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    match message.rsplit_once("; ") {
+        Some((cause, cure)) => format!("{cause}{causes}; {cure}"),
+        None => message + &causes,
+    }
+}

@@ -1,0 +1,268 @@
+//! What each method does. Runs on the server's thread and never blocks: what may is put on a thread of its own.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::inbox::{Pending, Reply};
+use super::insert::{Insert, Permit, Source};
+use super::protocol::{
+    Call, Change, DriveRef, DriveReport, ErrorKind, Failure, InsertParams, PROTOCOL_VERSION, drive_result,
+};
+use super::server::{Daemon, FunctionHandle};
+use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, Setting};
+
+/// The drives, their locks, and the daemon.
+pub(super) struct Service {
+    functions: Vec<Handle>,
+    drives: Vec<Place>,
+    daemon: Arc<dyn Daemon>,
+    opening: Arc<AtomicUsize>,
+}
+
+/// Where a drive is, and who holds it.
+struct Place {
+    name: String,
+    function: Handle,
+    lun: u8,
+    key: Option<String>,
+}
+
+impl Service {
+    pub(super) fn new(functions: Vec<FunctionHandle>, daemon: Arc<dyn Daemon>) -> Self {
+        let mut drives = Vec::new();
+        for function in &functions {
+            for (lun, name) in (0_u8..).zip(&function.drives) {
+                let (name, function) = (name.clone(), function.handle.clone());
+                drives.push(Place { name, function, lun, key: None });
+            }
+        }
+        let functions = functions.into_iter().map(|function| function.handle).collect();
+        Self { functions, drives, daemon, opening: Arc::default() }
+    }
+
+    /// Carries out a call that is about drives. The answer goes through `pending`, now or later.
+    pub(super) fn call(&mut self, call: Call, descriptors: Vec<OwnedFd>, pending: Pending) {
+        let done = match call {
+            Call::State => return self.state(pending),
+            Call::Insert(params) => match self.insert(params, descriptors) {
+                Ok((insert, permit)) => return spawn(permit, pending, move |pending| insert.run(pending)),
+                Err(failure) => Err(failure),
+            },
+            Call::Eject(params) => match self.unlocked(&params.drive, params.key.as_deref()) {
+                Ok((drive, place)) => return eject(drive, place, params.force, pending),
+                Err(failure) => Err(failure),
+            },
+            Call::Set(drive, key, change) => match self.unlocked(&drive, key.as_deref()) {
+                Ok((drive, place)) => return set(drive, place, change, pending),
+                Err(failure) => Err(failure),
+            },
+            Call::Lock(params) => self.lock(&params.drive, params.key),
+            Call::Unlock(params) => self.unlock(&params.drive, params.key.as_deref(), params.force),
+            Call::Replug => match self.permit() {
+                Ok(permit) => {
+                    let daemon = Arc::clone(&self.daemon);
+                    return spawn(permit, pending, move |pending| {
+                        let result = daemon.replug();
+                        pending.answer(match result {
+                            Ok(()) => Ok(Reply::Value(json!({}))),
+                            Err(message) => Err(Failure::from_message(ErrorKind::Replug, &message)),
+                        });
+                    });
+                }
+                Err(failure) => Err(failure),
+            },
+            Call::Version => Ok(json!({"version": env!("CARGO_PKG_VERSION"), "protocol": PROTOCOL_VERSION})),
+            // The connection's: the server answers them before it asks us.
+            Call::Subscribe(_) | Call::Shutdown => Ok(json!({})),
+        };
+        pending.answer(done.map(Reply::Value));
+    }
+
+    pub(super) fn shutdown(&self) {
+        self.daemon.shutdown();
+    }
+
+    /// Adds to the states what only the server knows.
+    pub(super) fn report(&self, drives: Vec<DriveState>) -> Value {
+        let locked = |state: &DriveState| {
+            self.drives.get(usize::from(state.drive.0)).is_some_and(|place| place.key.is_some())
+        };
+        let reports: Vec<_> =
+            drives.into_iter().map(|drive| DriveReport { locked: locked(&drive), drive }).collect();
+        json!({"drives": reports})
+    }
+
+    fn state(&self, pending: Pending) {
+        let gather = Arc::new(Mutex::new(Gather {
+            parts: vec![None; self.functions.len()],
+            missing: self.functions.len(),
+            pending: Some(pending),
+        }));
+        for (part, function) in self.functions.iter().enumerate() {
+            let gather = Arc::clone(&gather);
+            let reply = ReplyTo::new(move |drives| gather.lock().put(part, drives));
+            function.send(Request::State { reply });
+        }
+    }
+
+    fn find(&self, drive: &DriveRef) -> Result<usize, Failure> {
+        let found = match drive {
+            DriveRef::Index(index) => usize::try_from(*index).ok().filter(|index| *index < self.drives.len()),
+            DriveRef::Name(name) => self.drives.iter().position(|place| place.name == *name),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<_> = self
+                .drives
+                .iter()
+                .enumerate()
+                .map(|(index, place)| format!("{index} {:?}", place.name))
+                .collect();
+            let shown: String = drive.to_string().chars().take(64).collect();
+            Failure::new(
+                ErrorKind::NoSuchDrive,
+                format!("there is no drive {shown}"),
+                format!("the drives are {}", names.join(", ")),
+            )
+        })
+    }
+
+    /// The drive, if nobody else holds it.
+    fn unlocked(&self, drive: &DriveRef, key: Option<&str>) -> Result<(DriveIndex, &Place), Failure> {
+        let at = self.find(drive)?;
+        let index = DriveIndex(u16::try_from(at).map_err(|_| Failure::from(&Refusal::Stopped))?);
+        let place = self.drives.get(at).ok_or_else(|| Failure::from(&Refusal::Stopped))?;
+        match &place.key {
+            Some(held) if key != Some(held) => Err(locked(place)),
+            _ => Ok((index, place)),
+        }
+    }
+
+    fn insert(&self, params: InsertParams, descriptors: Vec<OwnedFd>) -> Result<(Insert, Permit), Failure> {
+        let source = Source::new(params.source()?, descriptors)?;
+        let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
+        let InsertParams { kind, rw, .. } = params;
+        let insert = Insert { function: place.function.clone(), drive, lun: place.lun, source, kind, rw };
+        Ok((insert, self.permit()?))
+    }
+
+    fn permit(&self) -> Result<Permit, Failure> {
+        Permit::take(&self.opening).ok_or_else(|| {
+            Failure::new(
+                ErrorKind::Busy,
+                "too many images are being opened; perhaps a file server does not answer",
+                "try again later",
+            )
+        })
+    }
+
+    fn lock(&mut self, drive: &DriveRef, key: Option<String>) -> Result<Value, Failure> {
+        let (index, _) = self.unlocked(drive, key.as_deref())?;
+        let key = match key {
+            Some(key) => key,
+            None => new_key().map_err(|error| {
+                Failure::new(ErrorKind::Busy, format!("cannot make a key: {error}"), "choose one: give `key`")
+            })?,
+        };
+        if let Some(place) = self.drives.get_mut(usize::from(index.0)) {
+            place.key = Some(key.clone());
+        }
+        Ok(json!({"drive": index, "key": key}))
+    }
+
+    fn unlock(&mut self, drive: &DriveRef, key: Option<&str>, force: bool) -> Result<Value, Failure> {
+        let at = self.find(drive)?;
+        let Some(place) = self.drives.get_mut(at) else { return Err(Failure::from(&Refusal::Stopped)) };
+        match &place.key {
+            None => Err(Failure::new(
+                ErrorKind::NotLocked,
+                format!("drive {:?} is not locked", place.name),
+                "there is nothing to do",
+            )),
+            Some(held) if !force && key != Some(held) => Err(locked(place)),
+            Some(_) => {
+                place.key = None;
+                Ok(json!({"drive": at}))
+            }
+        }
+    }
+}
+
+fn locked(place: &Place) -> Failure {
+    Failure::new(
+        ErrorKind::Locked,
+        format!("drive {:?} is locked", place.name),
+        "give the `key` that lock returned, or unlock it by force",
+    )
+}
+
+/// A key by which one client tells itself from others: against mistakes, not against malice.
+fn new_key() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+}
+
+fn eject(drive: DriveIndex, place: &Place, force: bool, pending: Pending) {
+    let reply = ReplyTo::new(move |result: Result<String, Refusal>| {
+        pending.answer(match result {
+            Ok(image) => Ok(Reply::Value(json!({"drive": drive, "image": image}))),
+            Err(refusal) => Err(Failure::from(&refusal)),
+        });
+    });
+    place.function.send(Request::Eject { lun: place.lun, force, reply });
+}
+
+fn set(drive: DriveIndex, place: &Place, change: Change, pending: Pending) {
+    let setting = match change {
+        Change::ReadWrite(rw) => Setting::ReadWrite(rw),
+        Change::Kind(kind) => Setting::Kind(kind),
+        Change::Stall(stall) => Setting::Stall(stall),
+    };
+    let reply = ReplyTo::new(move |result: Result<(), Refusal>| {
+        pending.answer(match result {
+            Ok(()) => Ok(Reply::Value(drive_result(drive))),
+            Err(refusal) => Err(Failure::from(&refusal)),
+        });
+    });
+    place.function.send(Request::Set { lun: place.lun, setting, reply });
+}
+
+/// Does `work`, which may block, on a thread of its own.
+fn spawn(permit: Permit, pending: Pending, work: impl FnOnce(Pending) + Send + 'static) {
+    let thread = thread::Builder::new().name("control-open".to_owned());
+    let spawned = thread.spawn(move || {
+        work(pending);
+        drop(permit);
+    });
+    // The closure, and with it the request, is gone; dropping it has answered.
+    if let Err(error) = spawned {
+        tracing::error!(%error, "cannot start a thread to open an image");
+    }
+}
+
+/// The answers of all functions to one `state`.
+struct Gather {
+    parts: Vec<Option<Vec<DriveState>>>,
+    missing: usize,
+    pending: Option<Pending>,
+}
+
+impl Gather {
+    fn put(&mut self, part: usize, drives: Vec<DriveState>) {
+        if let Some(place @ None) = self.parts.get_mut(part) {
+            *place = Some(drives);
+            self.missing -= 1;
+        }
+        if self.missing == 0
+            && let Some(pending) = self.pending.take()
+        {
+            pending.answer(Ok(Reply::Drives(self.parts.drain(..).flatten().flatten().collect())));
+        }
+    }
+}
