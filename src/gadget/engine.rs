@@ -1,5 +1,6 @@
 //! The choice between the endpoint engines, made once per function in the configuration.
 
+use serde::Deserialize;
 use std::{
     fs::File,
     io,
@@ -18,7 +19,8 @@ use crate::ring::pool::Buf;
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// How a function's endpoints are driven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EngineKind {
     /// Linux AIO: many requests in flight. The default; why not io_uring: `docs/decisions/0001-endpoints-by-aio.md`.
     #[default]
