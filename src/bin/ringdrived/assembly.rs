@@ -1,0 +1,207 @@
+//! From a checked configuration to running functions, and back to nothing.
+//!
+//! Order matters. At the start every ep0 thread runs and every configured image is in its drive before the gadget is bound, so that
+//! the host finds things as they are meant to be. At the end the gadget leaves the bus before the functions make their writes
+//! durable, so that nothing more can be written.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use crossbeam_channel::{RecvTimeoutError, bounded};
+use ringdrive::{
+    config::{self, Config},
+    drive::{
+        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Refusal, ReplyTo, Request, block_size,
+        thread::FunctionThread,
+    },
+    gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
+    media::{Access, Image},
+    scsi::Identity,
+};
+
+/// How long the functions together may take to make durable what the host wrote.
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a function may take to answer a request when nothing but we asks for anything.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A gadget with its functions at work.
+pub(crate) struct Assembly {
+    pub(crate) gadget: Arc<Gadget>,
+    functions: Vec<Function>,
+}
+
+struct Function {
+    name: String,
+    thread: FunctionThread,
+    drives: Vec<String>,
+    /// Dropped last, because with ep0 the kernel's side of the function goes.
+    _ep0: Ep0Thread,
+}
+
+impl Assembly {
+    /// Makes everything up to the bus: gadget, threads, images.
+    pub(crate) fn new(
+        config: &Config,
+        events: impl Fn(Event) + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let (options, placement) = gadget_options(config);
+        let (gadget, parts) = Gadget::create(&options, placement)?;
+        let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
+        let mut first = DriveIndex(0);
+        for (function, parts) in config.functions.iter().zip(parts) {
+            assembly.functions.push(start(function, first, parts, events.clone())?);
+            first.0 += u16::try_from(function.drives.len())?;
+        }
+        for (function, running) in config.functions.iter().zip(&assembly.functions) {
+            for (lun, drive) in (0u8..).zip(&function.drives) {
+                if let Some(path) = &drive.image {
+                    insert(&running.thread.handle, lun, drive, path).with_context(|| {
+                        format!("drive {:?}: cannot insert its configured image", drive.name)
+                    })?;
+                }
+            }
+        }
+        Ok(assembly)
+    }
+
+    /// The way to each function, and the names of its drives by LUN.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = (&Handle, &[String])> {
+        self.functions.iter().map(|function| (&function.thread.handle, function.drives.as_slice()))
+    }
+
+    /// The name of a function whose thread has ended, which it must not.
+    pub(crate) fn ended(&self) -> Option<&str> {
+        let ended = self.functions.iter().find(|function| function.thread.join.is_finished())?;
+        Some(&ended.name)
+    }
+
+    /// Off the bus, everything durable, everything removed. Bounded: a storage that does not answer is left behind and told.
+    pub(crate) fn stop(self) -> anyhow::Result<()> {
+        let unbound = self.gadget.unbind();
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let (tell, answers) = bounded::<(String, Result<(), Refusal>)>(self.functions.len());
+        for function in &self.functions {
+            let (tell, name) = (tell.clone(), function.name.clone());
+            let reply = ReplyTo::new(move |result| drop(tell.try_send((name, result))));
+            function.thread.handle.send(Request::Stop { reply });
+        }
+        drop(tell);
+        let mut lost = Vec::new();
+        for _ in &self.functions {
+            match answers.recv_deadline(deadline) {
+                Ok((_, Ok(()))) => {}
+                Ok((name, Err(refusal))) => lost.push(format!("function {name:?}: {refusal}")),
+                Err(RecvTimeoutError::Timeout) => {
+                    lost.push(
+                        "the storage of an image does not answer; what was written last may be lost".into(),
+                    );
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let everything_answered = lost.is_empty();
+        for function in self.functions {
+            if everything_answered {
+                match function.thread.join.join() {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
+                    Err(_) => lost.push(format!("function {:?}: its thread panicked", function.name)),
+                }
+            }
+        }
+        unbound?;
+        if let Some(gadget) = Arc::into_inner(self.gadget) {
+            gadget.teardown()?;
+        }
+        if lost.is_empty() { Ok(()) } else { bail!(lost.join("; ")) }
+    }
+}
+
+fn start(
+    function: &config::Function,
+    first: DriveIndex,
+    parts: FunctionParts,
+    events: impl Fn(Event) + Send + 'static,
+) -> anyhow::Result<Function> {
+    let drives = function.drives.iter().map(drive_options).collect::<anyhow::Result<Vec<_>>>()?;
+    let options = FunctionOptions { name: function.name.clone(), first, stall: function.stall, drives };
+    let context = || format!("cannot start the function {:?}", function.name);
+    let thread = FunctionThread::start(options, parts.endpoints, Box::new(events)).with_context(context)?;
+    let ep0 = parts.ep0.start(Box::new(thread.bus())).with_context(context)?;
+    let drives = function.drives.iter().map(|drive| drive.name.clone()).collect();
+    Ok(Function { name: function.name.clone(), thread, drives, _ep0: ep0 })
+}
+
+fn insert(handle: &Handle, lun: u8, drive: &config::Drive, path: &Path) -> anyhow::Result<()> {
+    let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
+    let image = Box::new(Image::open(path, access, block_size(drive.kind))?);
+    let (tell, answer) = bounded(1);
+    let reply = ReplyTo::new(move |result| drop(tell.send(result)));
+    handle.send(Request::Insert { lun, image, reply });
+    answer.recv_timeout(ANSWER_TIMEOUT).context("the function does not answer")??;
+    Ok(())
+}
+
+fn drive_options(drive: &config::Drive) -> anyhow::Result<DriveOptions> {
+    let identity = Identity::new(&drive.vendor, &drive.product, &drive.revision, &drive.serial)
+        .with_context(|| format!("drive {:?}", drive.name))?;
+    Ok(DriveOptions { name: drive.name.clone(), kind: drive.kind, identity, rw: drive.rw })
+}
+
+fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {
+    let functions = config
+        .functions
+        .iter()
+        .map(|function| gadget::FunctionOptions {
+            name: function.name.clone(),
+            engine: function.engine,
+            last_lun: u8::try_from(function.drives.len().saturating_sub(1)).unwrap_or(u8::MAX),
+            interface_name: "ringdrive".into(),
+            mount: function.mount.clone(),
+        })
+        .collect();
+    let runtime_dir = PathBuf::from(gadget::RUNTIME_DIR);
+    match &config.gadget {
+        config::Gadget::Own(own) => {
+            let options = GadgetOptions {
+                name: own.name.clone(),
+                vendor_id: own.vendor_id.get(),
+                product_id: own.product_id,
+                device_release: own.device_release,
+                manufacturer: own.manufacturer.clone(),
+                product: own.product.clone(),
+                serial: own.serial.clone(),
+                max_speed: own.max_speed,
+                max_power_ma: own.max_power_ma,
+                udc: own.udc.clone(),
+                functions,
+                runtime_dir,
+            };
+            (options, Placement::Own)
+        }
+        config::Gadget::Guest => {
+            // What the host sees of the gadget is its composer's; the first function's name is unique on this machine.
+            let name = config.functions.first().map_or("ringdrive", |function| &function.name);
+            let options = GadgetOptions {
+                name: format!("guest-{name}"),
+                vendor_id: 0,
+                product_id: 0,
+                device_release: 0,
+                manufacturer: String::new(),
+                product: String::new(),
+                serial: String::new(),
+                max_speed: Speed::Super,
+                max_power_ma: 0,
+                udc: None,
+                functions,
+                runtime_dir,
+            };
+            (options, Placement::Guest)
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! `ringdrived`: serves the drives of one configuration until it is told to stop.
+
+mod assembly;
+
+use std::{io::IsTerminal, os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use assembly::Assembly;
+use clap::Parser;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+use ringdrive::{
+    config::{self, Config},
+    control::{self, Daemon, FunctionHandle, Server},
+    gadget::Gadget,
+};
+use tracing_subscriber::EnvFilter;
+
+/// How often to look whether a function's thread has died, which it tells nobody.
+const LOOK_AFTER_THREADS: Duration = Duration::from_secs(1);
+
+/// Serves virtual USB drives on this machine's USB device port.
+///
+/// Stops on SIGTERM, SIGINT (Ctrl-C) and `ringdrive shutdown`: leaves the bus, makes durable what the host wrote, and removes the
+/// gadget. What a killed run left behind is removed at the next start.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit status: 0 stopped as asked; 1 could not start, or what the host wrote could not be stored; 2 wrong usage.\n\
+                  Environment: RUST_LOG chooses what is logged, as error, warn, info, debug or ringdrive::gadget=debug.\n\
+                  See also: ringdrive(1), and docs/configuration.md for every key."
+)]
+struct Args {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE", default_value = config::CONFIG_DEFAULT)]
+    config: PathBuf,
+
+    /// Only check the configuration.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringdrived: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    if args.check {
+        println!("{}: no mistakes found", args.config.display());
+        return Ok(());
+    }
+    // Before any thread starts, so that all of them leave these signals to the loop below.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    signals.thread_block().context("cannot block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let signals = SignalFd::with_flags(&signals, flags).context("cannot make a signalfd")?;
+
+    let server = Server::bind(&config.control)?;
+    let events = server.events();
+    let assembly = Assembly::new(&config, move |event| events.publish(event))?;
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
+    let whole = Whole { gadget: Arc::clone(&assembly.gadget), shutdown: Arc::clone(&shutdown) };
+    let functions = assembly
+        .functions()
+        .map(|(handle, drives)| FunctionHandle { handle: handle.clone(), drives: drives.to_vec() })
+        .collect();
+    let control =
+        server.start(functions, Arc::new(whole)).context("cannot start the control socket's thread")?;
+    assembly.gadget.bind()?;
+    tracing::info!(gadget = assembly.gadget.name(), socket = %config.control.socket.display(), "ready");
+    notify(sd_notify::NotifyState::Ready);
+
+    let ended = wait(&signals, &shutdown, &assembly);
+    notify(sd_notify::NotifyState::Stopping);
+    stop(control, assembly).and(ended)
+}
+
+/// Until a signal, a client, or the death of a function's thread ends it.
+fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::Result<()> {
+    let timeout = PollTimeout::try_from(LOOK_AFTER_THREADS).unwrap_or(PollTimeout::MAX);
+    loop {
+        let mut fds = [signals.as_fd(), shutdown.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(nix::Error::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(error).context("cannot wait for signals"),
+        }
+        if let Some(name) = assembly.ended() {
+            anyhow::bail!("the function {name:?} has failed; see the log above");
+        }
+    }
+}
+
+fn stop(control: control::Running, assembly: Assembly) -> anyhow::Result<()> {
+    tracing::info!("stopping");
+    // Its thread holds the gadget, which the assembly must be the last to hold.
+    control.stop();
+    assembly.stop()
+}
+
+/// A service manager that does not listen is no reason not to serve.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "nobody to notify");
+    }
+}
+
+/// What the control socket may ask of all functions at once.
+struct Whole {
+    gadget: Arc<Gadget>,
+    shutdown: Arc<EventFd>,
+}
+
+impl Daemon for Whole {
+    fn replug(&self) -> Result<(), String> {
+        self.gadget.replug().map_err(|error| error.to_string())
+    }
+
+    fn shutdown(&self) {
+        // A full counter is a shutdown that is under way already.
+        let _ = self.shutdown.write(1);
+    }
+}
