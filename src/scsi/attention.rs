@@ -1,4 +1,4 @@
-//! Unit attention conditions: at most one of each, reported in the order of SAM-5 §5.14.
+//! Unit attention conditions: at most one of each, reported most urgent first (SAM-5, unit attention conditions).
 
 use super::sense::{
     INQUIRY_DATA_CHANGED, MEDIUM_MAY_HAVE_CHANGED, MODE_PARAMETERS_CHANGED, RESET_OCCURRED, Sense,
@@ -17,7 +17,7 @@ pub(super) enum Attention {
     ModeParametersChanged,
 }
 
-/// Most urgent first: SAM-5 table 45 puts resets above all else. What a medium change means depends on what the device is, so
+/// Most urgent first: SAM-5 puts resets above all else. What a medium change means depends on what the device is, so
 /// that comes before it.
 const PRECEDENCE: [Attention; 4] =
     [Attention::Reset, Attention::InquiryChanged, Attention::MediumChanged, Attention::ModeParametersChanged];
@@ -47,7 +47,7 @@ impl Attention {
 pub(super) struct Attentions(u8);
 
 impl Attentions {
-    /// Establishes a condition; one that waits already is not repeated (SAM-5 §5.14: unit attentions may be merged).
+    /// Establishes a condition; one that waits already is not repeated (SAM-5 lets them be merged).
     pub(super) fn raise(&mut self, attention: Attention) {
         self.0 |= attention.mask();
     }

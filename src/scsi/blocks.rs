@@ -1,4 +1,4 @@
-//! Commands on blocks: capacity, reading, writing, verifying, flushing (SBC-3 §5; READ FORMAT CAPACITIES from MMC-6 §6.24).
+//! Commands on blocks: capacity, reading, writing, verifying, flushing (SBC-3 §5; READ FORMAT CAPACITIES from MMC-6).
 //!
 //! DPO is a hint that we do not take. FUA of a read needs nothing: reads see every write that was accepted. FUA_NV (an
 //! obsolete bit) is ignored.
@@ -51,7 +51,7 @@ pub(super) fn verify(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result
     Ok(if is_empty(range) { Outcome::Done } else { Outcome::Media(MediaOp::Verify(range)) })
 }
 
-/// Flushes everything whatever the range (SBC-3 §5.22 allows more than was asked), but checks the range. IMMED is not taken
+/// Flushes everything whatever the range (SBC-3 allows more than was asked), but checks the range. IMMED is not taken
 /// up: the status comes when the data are durable.
 pub(super) fn synchronize_cache(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     range(unit, cdb)?;
@@ -63,7 +63,7 @@ fn last_lba(medium: Medium) -> u64 {
     medium.blocks.0.saturating_sub(1)
 }
 
-/// Saturates at FFFFFFFFh, which tells the host to ask READ CAPACITY(16) (SBC-3 §5.12.2).
+/// Saturates at FFFFFFFFh, which tells the host to ask READ CAPACITY(16) (SBC-3, READ CAPACITY (10)).
 pub(super) fn read_capacity_10(unit: &mut Unit, _: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
     let medium = unit.ready()?;
     out.be32(u32::try_from(last_lba(medium)).unwrap_or(u32::MAX));
@@ -71,7 +71,7 @@ pub(super) fn read_capacity_10(unit: &mut Unit, _: &Cdb, out: &mut Response<'_>)
     Ok(Outcome::Data { allocation: u32::MAX })
 }
 
-/// No protection, one physical block per logical block, no provisioning (SBC-3 §5.13.2).
+/// No protection, one physical block per logical block, no provisioning (SBC-3, READ CAPACITY (16)).
 pub(super) fn read_capacity_16(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
     let medium = unit.ready()?;
     out.be64(last_lba(medium));
@@ -80,7 +80,7 @@ pub(super) fn read_capacity_16(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_
     Ok(Outcome::Data { allocation: cdb.be32::<10>() })
 }
 
-/// One current capacity descriptor: formatted media, or no media present (MMC-6 §6.24.3.1).
+/// One current capacity descriptor: formatted media, or no media present (MMC-6, READ FORMAT CAPACITIES).
 pub(super) fn read_format_capacities(
     unit: &mut Unit,
     cdb: &Cdb,

@@ -69,7 +69,7 @@ impl Cdb {
     }
 
     /// LBA and transfer length of a command in one of the four standard layouts, told apart by the group code in the opcode
-    /// (SPC-4 §4.2.5.1, tables 14 to 17). In a 6-byte CDB a length of zero means 256 (SBC-3 §5.9).
+    /// (SPC-4, operation code). In a 6-byte CDB a length of zero means 256 (SBC-3, READ (6)).
     pub(super) fn block_fields(&self) -> Result<(Lba, Blocks), Sense> {
         let (lba, blocks) = match self.opcode() >> 5 {
             0 => {
@@ -84,7 +84,7 @@ impl Cdb {
         Ok((Lba(lba), Blocks(u64::from(blocks))))
     }
 
-    /// Refuses RDPROTECT, WRPROTECT and VRPROTECT: we have no protection information (SBC-3 §4.22).
+    /// Refuses RDPROTECT, WRPROTECT and VRPROTECT: we have no protection information (SBC-3, protection information model).
     ///
     /// These three bits were the LUN in SCSI-2, and EDK2's USB driver still puts it there for units other than 0, so the
     /// unit's own number passes.

@@ -1,4 +1,4 @@
-//! INQUIRY: standard data and vital product data (SPC-4 §6.6 and §7.8).
+//! INQUIRY: standard data and vital product data (SPC-4, INQUIRY command and §7.8).
 
 use super::cdb::Cdb;
 use super::response::Response;
@@ -6,10 +6,11 @@ use super::sense::Sense;
 use super::target::{Outcome, Target};
 use super::unit::{Identity, Kind, Unit};
 
-/// "Not capable of supporting a device on this LUN", device type unknown (SPC-4 table 168).
+/// "Not capable of supporting a device on this LUN", device type unknown (SPC-4, peripheral qualifier).
 const NO_UNIT: u8 = 0x7F;
 
-/// Standards that we conform to (SPC-4 table 172): SAM-5, SPC-4, then the kind's own, then USB Bulk-Only Transport 1.0.
+/// Standards that we conform to (SPC-4, version descriptor values): SAM-5, SPC-4, then the kind's own, then USB Bulk-Only
+/// Transport 1.0.
 const DISK_VERSIONS: [u16; 4] = [0x00A0, 0x0460, 0x04C0, 0x1730];
 const OPTICAL_VERSIONS: [u16; 4] = [0x00A0, 0x0460, 0x04E0, 0x1730];
 
@@ -26,7 +27,7 @@ pub(super) fn inquiry(target: &mut Target, cdb: &Cdb, out: &mut Response<'_>) ->
     match (cdb.bit::<1>(0), cdb.byte::<2>()) {
         (false, 0) => standard(unit, out),
         (true, page) => vital_product_data(unit, page, out)?,
-        // SPC-4 §6.6.1: a page code without EVPD.
+        // A page code without EVPD.
         (false, _) => return Err(Sense::in_cdb(2)),
     }
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<3>()) })
@@ -75,8 +76,8 @@ fn vital_product_data(unit: Option<&Unit>, page: u8, out: &mut Response<'_>) -> 
     Ok(())
 }
 
-/// T10 vendor ID based designator of the logical unit (SPC-4 §7.8.6.4): vendor, then product and serial number, as the
-/// standard recommends.
+/// T10 vendor ID based designator of the logical unit (SPC-4 §7.8): vendor, then product and serial number, as the standard
+/// recommends.
 fn t10_designator(identity: &Identity, out: &mut Response<'_>) {
     let at = out.len();
     // ASCII; logical unit, T10 vendor ID.

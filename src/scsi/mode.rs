@@ -1,4 +1,4 @@
-//! MODE SENSE and the mode pages (SPC-4 §6.11 and §7.5, SBC-3 §6.5, MMC-6 §7).
+//! MODE SENSE and the mode pages (SPC-4, MODE SENSE and §7.5; SBC-3 and MMC-6, mode parameters).
 //!
 //! No parameter can be changed, so the changeable values of each page are zeroes, and default values are the current ones.
 
@@ -21,7 +21,7 @@ pub(super) struct Page {
     body: fn(&Unit, &mut Response<'_>),
 }
 
-/// In the order of page codes, in which MODE SENSE returns them (SPC-4 §6.11.1).
+/// In the order of page codes, in which MODE SENSE returns them (SPC-4, MODE SENSE (6)).
 const PAGES: &[Page] = &[
     Page { code: 0x01, kinds: Kinds::Both, body: error_recovery },
     Page { code: 0x08, kinds: Kinds::Disk, body: caching },
@@ -35,13 +35,13 @@ fn error_recovery(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
 
-/// WCE: writes are promised at SYNCHRONIZE CACHE or with FUA (SBC-3 §6.5.5).
+/// WCE: writes are promised at SYNCHRONIZE CACHE or with FUA (SBC-3, caching mode page).
 fn caching(_: &Unit, out: &mut Response<'_>) {
     out.byte(0x04);
     out.zeros(17);
 }
 
-/// D_SENSE is zero: sense data of a CHECK CONDITION would be in fixed format (SPC-4 §7.5.8).
+/// D_SENSE is zero: sense data of a CHECK CONDITION would be in fixed format (SPC-4, control mode page).
 fn control(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
@@ -51,7 +51,7 @@ fn power_condition(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
 
-/// CD/DVD capabilities and mechanical status (MMC-3 §6.3.11), without audio and without writing. Linux takes from it
+/// CD/DVD capabilities and mechanical status (MMC-3), without audio and without writing. Linux takes from it
 /// whether the drive has a tray, can eject and can lock.
 fn capabilities(unit: &Unit, out: &mut Response<'_>) {
     // Reads CD-R, CD-RW, DVD-ROM, DVD-R; writes nothing; plays nothing.
@@ -96,7 +96,7 @@ impl Page {
 }
 
 pub(super) fn mode_sense_6(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
-    out.push(&[0, 0, device_specific(unit), 0]);
+    out.push(&[0, medium_type(unit), device_specific(unit), 0]);
     if !cdb.bit::<1>(3) {
         block_descriptor(unit, out);
     }
@@ -108,7 +108,7 @@ pub(super) fn mode_sense_6(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -
 
 pub(super) fn mode_sense_10(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
     let long = cdb.bit::<1>(4) && unit.kind() == Kind::Disk;
-    out.push(&[0, 0, 0, device_specific(unit), u8::from(long), 0, 0, 0]);
+    out.push(&[0, 0, medium_type(unit), device_specific(unit), u8::from(long), 0, 0, 0]);
     match (cdb.bit::<1>(3), long) {
         (true, _) => {}
         (false, false) => block_descriptor(unit, out),
@@ -120,8 +120,17 @@ pub(super) fn mode_sense_10(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) 
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
 
-/// WP and DPOFUA (SBC-3 §6.5.1); reserved for optical units (MMC-6 §7.2.2).
-pub(super) fn device_specific(unit: &Unit) -> u8 {
+/// SFF-8020i has the state of an empty tray here, and some hosts still look; reserved since.
+fn medium_type(unit: &Unit) -> u8 {
+    match (unit.kind(), unit.medium(), unit.tray_open()) {
+        (Kind::Disk, ..) | (Kind::Optical, Some(_), _) => 0x00,
+        (Kind::Optical, None, false) => 0x70,
+        (Kind::Optical, None, true) => 0x71,
+    }
+}
+
+/// WP and DPOFUA (SBC-3, mode parameters); reserved for optical units (MMC-6, mode parameter list).
+fn device_specific(unit: &Unit) -> u8 {
     match (unit.kind(), unit.medium()) {
         (Kind::Optical, _) => 0,
         (Kind::Disk, Some(medium)) if medium.write_protected => 0x90,
@@ -129,8 +138,8 @@ pub(super) fn device_specific(unit: &Unit) -> u8 {
     }
 }
 
-/// Short LBA descriptor of a disk (SBC-3 §6.5.2.2). Optical units have none (MMC-6 §7.2.2), and an empty unit has nothing to
-/// say in one.
+/// Short LBA descriptor of a disk (SBC-3, mode parameters). Optical units have none (MMC-6, mode parameter list), and an empty
+/// unit has nothing to say in one.
 pub(super) fn block_descriptor(unit: &Unit, out: &mut Response<'_>) {
     if let (Kind::Disk, Some(medium)) = (unit.kind(), unit.medium()) {
         out.be32(u32::try_from(medium.blocks.0).unwrap_or(u32::MAX));
@@ -139,7 +148,7 @@ pub(super) fn block_descriptor(unit: &Unit, out: &mut Response<'_>) {
     }
 }
 
-/// Long LBA descriptor (SBC-3 §6.5.2.3).
+/// Long LBA descriptor (SBC-3, mode parameters).
 pub(super) fn long_block_descriptor(unit: &Unit, out: &mut Response<'_>) {
     if let (Kind::Disk, Some(medium)) = (unit.kind(), unit.medium()) {
         out.be64(medium.blocks.0);

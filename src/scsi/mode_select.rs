@@ -1,4 +1,4 @@
-//! MODE SELECT (SPC-4 §6.9): accepts a list that leaves everything as it is, since no parameter can be changed.
+//! MODE SELECT (SPC-4): accepts a list that leaves everything as it is, since no parameter can be changed.
 
 use super::cdb::Cdb;
 use super::mode::{self, Page};

@@ -1,6 +1,6 @@
 //! The opcode table: every command that we know, and all that is to be checked before its handler runs.
 //!
-//! A row's `usage` is the CDB usage data of REPORT SUPPORTED OPERATION CODES (SPC-4 §6.35.3): the opcode, then a one for each
+//! A row's `usage` is the CDB usage data of REPORT SUPPORTED OPERATION CODES (SPC-4): the opcode, then a one for each
 //! bit that we look at. Its length is the length of the CDB. Rows are in the order of opcode and service action.
 //!
 //! MMC-6 has no READ(6), READ(16), WRITE and VERIFY(16) for drives that only read. Optical units list them all the same: a
@@ -39,7 +39,7 @@ impl Kinds {
     }
 }
 
-/// What happens to the command while a unit attention waits (SAM-5 §5.14, MMC-6 §4.1.6.1).
+/// What happens to the command while a unit attention waits (SAM-5, and MMC-6 for its own commands).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnderAttention {
     /// It ends in CHECK CONDITION and reports the condition.
@@ -60,7 +60,7 @@ pub(super) enum MediumNeed {
 pub(super) enum Handler {
     /// The unit; a LUN without one answers LOGICAL UNIT NOT SUPPORTED.
     Unit(fn(&mut Unit, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>),
-    /// The target, which answers for a LUN without a unit too (SPC-4 §4.6.4).
+    /// The target, which answers for a LUN without a unit too (SPC-4, incorrect logical unit numbers).
     Target(fn(&mut Target, &Cdb, &mut Response<'_>) -> Result<Outcome, Sense>),
 }
 
@@ -201,7 +201,7 @@ pub(super) fn of_kind(kind: Kind) -> impl Iterator<Item = &'static Opcode> {
 /// The row of a command; for a LUN without a unit, of any kind.
 ///
 /// # Errors
-/// INVALID COMMAND OPERATION CODE, or INVALID FIELD IN CDB where only the service action is unknown (SPC-4 §4.2.5.2).
+/// INVALID COMMAND OPERATION CODE, or INVALID FIELD IN CDB where only the service action is unknown (SPC-4, operation code).
 pub(super) fn find(cdb: &Cdb, kind: Option<Kind>) -> Result<&'static Opcode, Sense> {
     let mut refusal = INVALID_COMMAND_OPERATION_CODE;
     for row in TABLE {

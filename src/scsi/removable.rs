@@ -11,8 +11,8 @@ pub(super) fn test_unit_ready(_: &mut Unit, _: &Cdb, _: &mut Response<'_>) -> Re
     Ok(Outcome::Done)
 }
 
-/// SBC-3 §5.25, MMC-6 §6.42. Power conditions are accepted without effect: a file has no motor, so a stopped unit goes on
-/// answering. IMMED is not taken up: the status comes when the work is done.
+/// SBC-3 and MMC-6, START STOP UNIT. Power conditions are accepted without effect: a file has no motor, so a stopped unit goes
+/// on answering. IMMED is not taken up: the status comes when the work is done.
 pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let (start, load_eject) = (cdb.bit::<4>(0), cdb.bit::<4>(1));
     match cdb.byte::<4>() >> 4 {
@@ -23,7 +23,7 @@ pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) 
     }
     match (load_eject, start) {
         (false, true) => unit.ready().map(|_| Outcome::Done),
-        // Stopping makes written data durable (SBC-3 §4.20.1).
+        // Stopping makes written data durable (SBC-3, START STOP UNIT).
         (false, false) if unit.writable() => Ok(Outcome::Media(MediaOp::Flush)),
         (false, false) => Ok(Outcome::Done),
         (true, true) if unit.medium().is_some() => Ok(Outcome::Done),
@@ -37,7 +37,7 @@ pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) 
     }
 }
 
-/// SPC-4 §6.24; the persistent states are MMC's (MMC-6 §6.18), so a disk refuses them.
+/// The persistent states are MMC's, so a disk refuses them.
 pub(super) fn prevent_allow(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let field = cdb.byte::<4>() & 0x03;
     let prevent = field & 1 != 0;

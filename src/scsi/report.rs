@@ -1,4 +1,4 @@
-//! Commands about the target: REQUEST SENSE, REPORT LUNS, REPORT SUPPORTED OPERATION CODES (SPC-4 §6.39, §6.33, §6.35).
+//! Commands about the target: REQUEST SENSE, REPORT LUNS, REPORT SUPPORTED OPERATION CODES (all SPC-4).
 
 use super::cdb::Cdb;
 use super::opcodes::{self, Opcode};
@@ -36,7 +36,7 @@ pub(super) fn report_luns(target: &mut Target, cdb: &Cdb, out: &mut Response<'_>
     out.be32(u32::from(luns.end).saturating_mul(8));
     out.zeros(4);
     for lun in luns {
-        // Peripheral device addressing, bus 0 (SAM-5 §4.7.7.2).
+        // Peripheral device addressing, bus 0 (SAM-5).
         out.push(&[0, lun, 0, 0, 0, 0, 0, 0]);
     }
     Ok(Outcome::Data { allocation: cdb.be32::<6>() })
@@ -104,7 +104,7 @@ fn one_command(row: Option<&Opcode>, timeouts: bool, out: &mut Response<'_>) {
     }
 }
 
-/// A timeouts descriptor that names no time (SPC-4 §6.35.4).
+/// A timeouts descriptor that names no time (SPC-4).
 fn no_timeouts(out: &mut Response<'_>) {
     out.push(&[0x00, 0x0A, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }

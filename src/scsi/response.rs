@@ -1,5 +1,5 @@
 //! The writer of response bytes. A handler writes its whole answer; [`super::Target`] cuts it to the allocation length, in one
-//! place (SPC-4 §4.2.5.6).
+//! place (SPC-4, allocation length).
 
 /// Response bytes being written.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::response::Response;
 
-/// The sense keys that we report (SPC-4 table 48).
+/// The sense keys that we report (SPC-4 §4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SenseKey {
     /// 0h: nothing to report.
@@ -58,7 +58,7 @@ impl SenseKey {
     }
 }
 
-/// Which byte of the command or of its parameter list is wrong (SPC-4 §4.5.2.4.2).
+/// Which byte of the command or of its parameter list is wrong (SPC-4 §4.5, field pointer).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldPointer {
     /// A byte of the CDB, and the most significant bit of the field where it is less than a byte.
@@ -76,7 +76,7 @@ pub enum FieldPointer {
 }
 
 impl FieldPointer {
-    /// SKSV, C/D, BPV, bit pointer, field pointer (SPC-4 table 50).
+    /// SKSV, C/D, BPV, bit pointer, field pointer (SPC-4 §4.5).
     fn encode(self) -> [u8; 3] {
         let (flags, byte) = match self {
             Self::Cdb { byte, bit: Some(bit) } => (0xC8 | (bit & 0x07), byte),
@@ -97,7 +97,7 @@ pub struct Sense {
     pub asc: u8,
     /// Additional sense code qualifier.
     pub ascq: u8,
-    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3 §4.18.1).
+    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3, READ (10)).
     pub information: Option<u64>,
     /// The wrong field, for ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
@@ -107,7 +107,7 @@ macro_rules! senses {
     ($($(#[$doc:meta])* $name:ident = $key:ident $asc:literal $ascq:literal $text:literal;)*) => {
         $($(#[$doc])* pub const $name: Sense = Sense::new(SenseKey::$key, $asc, $ascq);)*
 
-        /// The standard's words for an additional sense code that we know (SPC-4 annex F.2).
+        /// The standard's words for an additional sense code that we know (SPC-4, ASC and ASCQ assignments).
         fn text(asc: u8, ascq: u8) -> Option<&'static str> {
             match (asc, ascq) {
                 $(($asc, $ascq) => Some($text),)*
@@ -147,7 +147,7 @@ senses! {
     INVALID_FIELD_IN_PARAMETER_LIST = IllegalRequest 0x26 0x00 "invalid field in parameter list";
     /// The medium is read-only.
     WRITE_PROTECTED = DataProtect 0x27 0x00 "write protected";
-    /// No space is left behind the medium (SBC-3 §4.7.3.6).
+    /// No space is left behind the medium (SBC-3, thin provisioning).
     SPACE_ALLOCATION_FAILED = DataProtect 0x27 0x07 "space allocation failed write protect";
     /// A medium was inserted.
     MEDIUM_MAY_HAVE_CHANGED = UnitAttention 0x28 0x00 "not ready to ready change, medium may have changed";

@@ -217,7 +217,7 @@ impl Target {
         let kind = self.unit(cdb.lun()).map(Unit::kind);
         let found = opcodes::find(&cdb, kind);
         if let Some(unit) = self.unit_mut(cdb.lun()) {
-            // SPC-4 §4.5.1: sense data lasts until the next command, which for REQUEST SENSE is the one that takes it.
+            // SPC-4 §4.5: sense data lasts until the next command, which for REQUEST SENSE is the one that takes it.
             if !found.is_ok_and(Opcode::takes_sense) {
                 unit.sense = None;
             }

@@ -7,7 +7,7 @@ use super::attention::{Attention, Attentions};
 use super::sense::{MEDIUM_NOT_PRESENT, MEDIUM_NOT_PRESENT_TRAY_CLOSED, MEDIUM_NOT_PRESENT_TRAY_OPEN, Sense};
 use crate::units::{BlockSize, Blocks};
 
-/// The longest serial number. With vendor and product it still fits the 255 bytes of a T10 designator (SPC-4 §7.8.6.4).
+/// The longest serial number. With vendor and product it still fits the 255 bytes of a T10 designator (SPC-4 §7.8).
 const SERIAL_LEN_MAX: usize = 64;
 
 /// What a unit is. Both kinds have removable media.
@@ -51,7 +51,7 @@ pub enum InvalidIdentity {
         /// How long it may be.
         max: usize,
     },
-    /// Not graphic ASCII (SPC-4 §4.4.1).
+    /// Not graphic ASCII (SPC-4 §4.4).
     #[error(
         "{field} {value:?} has characters other than printable ASCII; use letters, digits, punctuation and spaces"
     )]
@@ -134,7 +134,7 @@ pub struct Medium {
     pub write_protected: bool,
 }
 
-/// A media event that GET EVENT STATUS NOTIFICATION reports once (MMC-6 table 291).
+/// A media event that GET EVENT STATUS NOTIFICATION reports once (MMC-6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MediaEvent {
     EjectRequest,
@@ -142,7 +142,7 @@ pub(super) enum MediaEvent {
     MediaRemoval,
 }
 
-/// What the host forbids (MMC-6 §6.18). The two states are independent.
+/// What the host forbids (MMC-6, PREVENT ALLOW MEDIUM REMOVAL). The two states are independent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Prevention {
     pub(super) prevent: bool,
@@ -295,7 +295,7 @@ impl Unit {
         self.tray_open = false;
     }
 
-    /// A reset of the transport: prevention ends (SPC-4 §6.24), sense data is lost, and the host is told.
+    /// A reset of the transport: prevention ends (SPC-4), sense data is lost, and the host is told.
     pub(super) fn reset(&mut self) {
         self.prevention = Prevention::default();
         self.sense = None;

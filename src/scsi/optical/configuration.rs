@@ -1,4 +1,4 @@
-//! GET CONFIGURATION (MMC-6 §6.6): profiles and features.
+//! GET CONFIGURATION (MMC-6 §5 and GET CONFIGURATION): profiles and features.
 
 use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
@@ -22,7 +22,7 @@ enum Profile {
     Bd,
 }
 
-/// Most capable first (MMC-6 §5.3.1).
+/// Most capable first (MMC-6, profile list feature).
 const PROFILES: [Profile; 3] = [Profile::Bd, Profile::Dvd, Profile::Cd];
 
 impl Profile {
@@ -34,7 +34,7 @@ impl Profile {
         })
     }
 
-    /// MMC-6 table 88.
+    /// Profile number (MMC-6, profile list feature).
     const fn number(self) -> u16 {
         match self {
             Self::Cd => 0x0008,
@@ -53,7 +53,7 @@ impl Profile {
     }
 }
 
-/// A feature descriptor (MMC-6 §5.3).
+/// A feature descriptor (MMC-6 §5).
 struct Feature {
     code: u16,
     version: u8,
@@ -143,7 +143,7 @@ fn profile_list(current: Option<Profile>, out: &mut Response<'_>) {
     }
 }
 
-/// Four bytes reserved, then bit maps of readable versions per class: BD-RE, BD-R, BD-ROM (MMC-6 §5.3.21).
+/// Four bytes reserved, then bit maps of readable versions per class: BD-RE, BD-R, BD-ROM (MMC-6, BD read feature).
 fn bd_read(_: Option<Profile>, out: &mut Response<'_>) {
     out.zeros(4 + 8 + 8);
     // BD-ROM class 1, version 1.

@@ -7,7 +7,7 @@ use crate::scsi::target::{MediaOp, Outcome};
 use crate::scsi::unit::Unit;
 use crate::units::{BlockRange, Blocks, Lba};
 
-/// Standard disc information (MMC-6 §6.22.3.1): one complete session, finished, unrestricted use.
+/// Standard disc information (MMC-6, READ DISC INFORMATION): one complete session, finished, unrestricted use.
 pub(in crate::scsi) fn read_disc_information(
     _: &mut Unit,
     cdb: &Cdb,
@@ -24,7 +24,8 @@ pub(in crate::scsi) fn read_disc_information(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
 
-/// Track information block (MMC-6 §6.27.3). The address is an LBA, a track or a session; only one of each exists.
+/// Track information block (MMC-6, READ TRACK INFORMATION). The address is an LBA, a track or a session; there is one track and
+/// one session.
 pub(in crate::scsi) fn read_track_information(
     unit: &mut Unit,
     cdb: &Cdb,
@@ -50,7 +51,7 @@ pub(in crate::scsi) fn read_track_information(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
 
-/// MMC-6 §6.11: no changer, idle; the tray.
+/// MMC-6, MECHANISM STATUS: no changer, idle; the tray.
 pub(in crate::scsi) fn mechanism_status(
     unit: &mut Unit,
     cdb: &Cdb,
@@ -60,7 +61,7 @@ pub(in crate::scsi) fn mechanism_status(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<8>()) })
 }
 
-/// READ CD (MMC-6 §6.20) of user data, which is what READ(10) gives too; headers, error correction bytes and sub-channels
+/// READ CD (MMC-6) of user data, which is what READ(10) gives too; headers, error correction bytes and sub-channels
 /// are refused.
 pub(in crate::scsi) fn read_cd(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     // Expected sector type: any, or mode 1.

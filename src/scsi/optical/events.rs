@@ -1,4 +1,4 @@
-//! GET EVENT STATUS NOTIFICATION (MMC-6 §6.7), polled.
+//! GET EVENT STATUS NOTIFICATION (MMC-6), polled.
 
 use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
@@ -6,7 +6,7 @@ use crate::scsi::sense::Sense;
 use crate::scsi::target::Outcome;
 use crate::scsi::unit::{MediaEvent, Unit};
 
-/// Notification classes that can be asked for; the lowest is the most urgent (MMC-6 table 283).
+/// Notification classes that can be asked for; the lowest is the most urgent (MMC-6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Class {
     OperationalChange,
@@ -78,7 +78,7 @@ fn event(class: Class, unit: &mut Unit, allocation: u16, out: &mut Response<'_>)
         Class::PowerManagement => out.push(&[0, 1, 0, 0]),
         Class::Media => {
             let state = u8::from(unit.tray_open()) | u8::from(unit.medium().is_some()) << 1;
-            // An event that does not fit the allocation length is not lost (MMC-6 §6.7.1.4).
+            // An event that does not fit the allocation length is not lost (MMC-6).
             let event = if allocation > 4 { unit.media_event.take() } else { None };
             out.push(&[event.map_or(0, MediaEvent::code), state, 0, 0]);
         }
@@ -88,7 +88,7 @@ fn event(class: Class, unit: &mut Unit, allocation: u16, out: &mut Response<'_>)
 }
 
 impl MediaEvent {
-    /// MMC-6 table 291.
+    /// Media event code (MMC-6).
     const fn code(self) -> u8 {
         match self {
             Self::EjectRequest => 1,

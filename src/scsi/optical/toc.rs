@@ -1,4 +1,4 @@
-//! READ TOC/PMA/ATIP (MMC-6 §6.26), formats 0 to 2.
+//! READ TOC/PMA/ATIP (MMC-6), formats 0 to 2.
 
 use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
@@ -7,13 +7,13 @@ use crate::scsi::target::Outcome;
 use crate::scsi::unit::Unit;
 use crate::units::Lba;
 
-/// ADR 1 (position), CONTROL 4 (data track, no copy) (MMC-6 tables 22 and 23).
+/// ADR 1 (position), CONTROL 4 (data track, no copy) (MMC-6, Q sub-channel).
 const ADR_CONTROL: u8 = 0x14;
 
 /// Track number of the lead-out.
 const LEAD_OUT: u8 = 0xAA;
 
-/// Frames in a second, and blocks before LBA 0 (MMC-6 §4.2.3.8.3).
+/// Frames in a second, and blocks before LBA 0 (MMC-6, MSF addresses).
 const FRAMES_PER_SECOND: u64 = 75;
 const PREGAP_BLOCKS: u64 = 150;
 
