@@ -11,12 +11,12 @@
 //! ```
 //!
 //! Invariants:
-//! - every command that [`opcodes`] does not list is refused with INVALID COMMAND OPERATION CODE; the table is the only place
-//!   that knows lengths, kinds and preconditions;
+//! - every command that the opcode table does not list is refused with INVALID COMMAND OPERATION CODE; the table is the
+//!   only place that knows lengths, kinds and preconditions;
 //! - a CHECK CONDITION leaves its sense data in the unit until the next command: Bulk-Only Transport has no autosense;
 //! - a [`Pending`] is answered exactly once, by value;
 //! - no byte past the allocation length is ever reported, and nothing is allocated for a command.
-#![deny(clippy::as_conversions, clippy::indexing_slicing)]
+#![deny(clippy::as_conversions, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod attention;
 mod blocks;

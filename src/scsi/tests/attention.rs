@@ -66,6 +66,23 @@ fn sense_data_last_until_the_next_command_and_are_taken_once() {
 }
 
 #[test]
+fn a_reset_takes_the_sense_data_of_the_command_before_it() {
+    let mut target = disk(64);
+    send(&mut target, &[0x28, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
+    target.bus_reset();
+    assert_eq!(target.unit(0).unwrap().last_sense(), None);
+    assert_eq!(request_sense(&mut target), (6, 0x29, 0));
+}
+
+#[test]
+fn a_medium_that_is_gone_again_is_not_announced() {
+    let mut target = target(Kind::Disk, None);
+    target.unit_mut(0).unwrap().insert(disk_medium(64));
+    target.unit_mut(0).unwrap().remove();
+    assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Check(MEDIUM_NOT_PRESENT));
+}
+
+#[test]
 fn each_unit_keeps_its_own_sense_data() {
     let unit = |kind| Unit::new(kind, identity());
     let mut target = Target::new(vec![unit(Kind::Disk), unit(Kind::Optical)]);

@@ -81,8 +81,8 @@ fn report_luns_lists_every_unit() {
     assert_eq!(send(&mut target, &[0xA0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0, 0]), Answer::Check(Sense::in_cdb(2)));
 }
 
-/// What Linux asks of a disk (sd: page 3Fh for write protection, page 08h for the cache). `sg_decode_sense` has no part here;
-/// `sg_modes` reads the caching page as WCE=1 RCD=0.
+/// What Linux asks of a disk: page 3Fh for WP (bit 7 of the device-specific parameter, DPOFUA is bit 4) and page 08h for WCE
+/// (bit 2 of byte 2), as SBC-3's tables have them.
 #[test]
 fn linux_learns_of_write_protection_and_of_the_cache() {
     let mut target = disk(0x0102_0304);
