@@ -5,6 +5,7 @@
 //! Each room knows only what `docs/architecture.md` allows.
 
 pub mod bot;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drive;

@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt,
+    socket,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::{Value, json};
 
 use super::OUTPUT_BYTES_MAX;
@@ -53,6 +58,12 @@ pub enum ClientError {
     Io(#[from] io::Error),
 }
 
+fn time_val(timeout: Duration) -> TimeVal {
+    let micros = i64::try_from(timeout.as_micros()).unwrap_or(i64::MAX);
+    // Zero would mean for ever.
+    TimeVal::microseconds(micros.max(1))
+}
+
 struct Seconds(Duration);
 
 impl std::fmt::Display for Seconds {
@@ -77,8 +88,22 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unreachable`].
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
-        let unreachable = |source| ClientError::Unreachable { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(unreachable)?;
+        let unreachable =
+            |errno: Errno| ClientError::Unreachable { path: path.to_owned(), source: errno.into() };
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(unreachable)?;
+        // Bounds connect(2) too, which waits while the daemon's backlog is full.
+        setsockopt(&socket, SendTimeout, &time_val(timeout)).map_err(unreachable)?;
+        let address = UnixAddr::new(path).map_err(unreachable)?;
+        loop {
+            match connect(socket.as_raw_fd(), &address) {
+                Ok(()) => break,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Err(ClientError::Timeout(timeout)),
+                Err(errno) => return Err(unreachable(errno)),
+            }
+        }
+        let stream = UnixStream::from(socket);
         Ok(Self { stream, timeout, input: Vec::new(), notifications: VecDeque::new(), next_id: 1 })
     }
 
@@ -96,14 +121,10 @@ impl Client {
         self.next_id += 1;
         let deadline = Instant::now() + self.timeout;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        let sent = self.send(format!("{request}\n").as_bytes(), descriptor);
+        // A daemon that turns us away has said why before it closed: read even where sending fails.
+        let _ = self.send(format!("{request}\n").as_bytes(), descriptor);
         loop {
-            // A daemon that turns us away has said why before it closed: read even when sending failed.
-            let message = match (self.receive(Some(deadline)), &sent) {
-                (Ok(Some(message)), _) => message,
-                (Ok(None), _) => return Err(ClientError::Timeout(self.timeout)),
-                (Err(error), _) => return Err(error),
-            };
+            let message = self.receive(Some(deadline))?.ok_or(ClientError::Timeout(self.timeout))?;
             if message.get("method").is_some() {
                 if self.notifications.len() < NOTIFICATIONS_MAX {
                     self.notifications.push_back(message);
@@ -142,7 +163,6 @@ impl Client {
     }
 
     fn send(&mut self, mut bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        self.stream.set_write_timeout(Some(self.timeout.max(Duration::from_millis(1))))?;
         let descriptors: Vec<_> = descriptor.iter().map(|fd| fd.as_raw_fd()).collect();
         let mut control: &[_] = &[ControlMessage::ScmRights(&descriptors)];
         if descriptors.is_empty() {

@@ -1,0 +1,197 @@
+//! What `ringdrive` understands; its help, completions and man pages are made of this.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use serde_json::{Value, json};
+
+use crate::config::SOCKET_DEFAULT;
+use crate::control::protocol::EVENTS;
+
+const EXAMPLES_AND_EXIT_CODES: &str = "\
+Examples:
+  ringdrive state                            what is in the drives
+  ringdrive insert cd debian.iso             into the drive named cd
+  ringdrive insert flash disk.img --rw       the host may write to it
+  ringdrive insert 0 private.iso --send-fd   open the file here, as you, not as the daemon
+  ringdrive eject cd                         politely: the host may have locked it
+  ringdrive eject cd --force                 anyway
+  ringdrive set flash --kind optical         make the empty flash drive a second CD drive
+  ringdrive events --json inserted ejected   follow what happens, a JSON object a line
+  RINGDRIVE_KEY=$(ringdrive lock cd) ringdrive insert cd a.iso   while others are kept out
+
+Exit codes:
+  0  done
+  1  the daemon refused, and said why
+  2  wrong usage
+  3  the daemon cannot be reached
+  4  no answer in time; it may still be done
+  5  anything else: connection lost, output cannot be written";
+
+/// Insert images into the virtual USB drives of a running ringdrived, eject them, and watch.
+#[derive(Debug, Parser)]
+#[command(name = "ringdrive", version, after_long_help = EXAMPLES_AND_EXIT_CODES, max_term_width = 100)]
+pub(super) struct Arguments {
+    /// The daemon's control socket.
+    #[arg(long, global = true, env = "RINGDRIVE_SOCKET", default_value = SOCKET_DEFAULT, value_name = "PATH")]
+    pub(super) socket: PathBuf,
+    /// How long to wait for an answer, in seconds.
+    #[arg(long, global = true, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
+    pub(super) timeout: Duration,
+    /// Print JSON instead of text, one object a line; errors too, on standard error.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Show all drives.
+    State,
+    /// Put an image (a file or a block device) into an empty drive.
+    Insert(Insert),
+    /// Take the image out of a drive, once all that the host wrote is stored.
+    Eject(Eject),
+    /// Keep other clients from changing a drive; prints the key that lets you.
+    Lock(Lock),
+    /// Let other clients change a drive again.
+    Unlock(Unlock),
+    /// Change a setting of a drive.
+    Set(Set),
+    /// Unplug the whole gadget from the host and plug it in again, keyboard and mouse too.
+    Replug,
+    /// Print events as they happen, until interrupted.
+    Events {
+        /// Only these; all if none is named.
+        #[arg(value_parser = PossibleValuesParser::new(EVENTS), value_name = "EVENT")]
+        events: Vec<String>,
+    },
+    /// Print the versions of this program and of the daemon.
+    Version,
+    /// End the daemon; its gadget goes with it.
+    Shutdown,
+    /// Print a completion script: `ringdrive completions bash > /etc/bash_completion.d/ringdrive`.
+    #[command(hide = true)]
+    Completions {
+        /// For which shell.
+        shell: Shell,
+    },
+    /// Write the man pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// An existing directory.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Key {
+    /// The key of a locked drive.
+    #[arg(long, env = "RINGDRIVE_KEY", hide_env_values = true)]
+    pub(super) key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Insert {
+    /// Number or name of the drive.
+    pub(super) drive: String,
+    /// The image.
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pub(super) file: PathBuf,
+    /// Let the host write to it; default: the drive's setting.
+    #[arg(long, conflicts_with = "ro")]
+    pub(super) rw: bool,
+    /// Do not let the host write to it.
+    #[arg(long)]
+    pub(super) ro: bool,
+    /// Refuse unless the drive is of this kind.
+    #[arg(long, value_parser = ["optical", "disk"])]
+    pub(super) kind: Option<String>,
+    /// Open the file here and pass it over the socket, for files that the daemon cannot reach. Read-only without --rw.
+    #[arg(long)]
+    pub(super) send_fd: bool,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Eject {
+    /// Number or name of the drive.
+    pub(super) drive: String,
+    /// Even if the host has locked it, and even if what the host wrote cannot be stored.
+    #[arg(long, short)]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Lock {
+    /// Number or name of the drive.
+    pub(super) drive: String,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Unlock {
+    /// Number or name of the drive.
+    pub(super) drive: String,
+    /// Without its key.
+    #[arg(long, short)]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Set {
+    /// Number or name of the drive.
+    pub(super) drive: String,
+    #[command(flatten)]
+    pub(super) setting: Setting,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Setting {
+    /// Whether the next image is inserted writable; only while the drive is empty.
+    #[arg(long, value_parser = ["on", "off"])]
+    rw: Option<String>,
+    /// What the host sees; only while the drive is empty.
+    #[arg(long, value_parser = ["optical", "disk"])]
+    kind: Option<String>,
+    /// How short data phases end; for all drives of the same USB function.
+    #[arg(long, value_parser = ["auto", "never"])]
+    stall: Option<String>,
+}
+
+impl Setting {
+    /// As the parameters of `set`.
+    pub(super) fn params(&self) -> Value {
+        match (&self.rw, &self.kind, &self.stall) {
+            (Some(rw), _, _) => json!({"rw": rw == "on"}),
+            (_, Some(kind), _) => json!({"kind": kind}),
+            (_, _, stall) => json!({"stall": stall}),
+        }
+    }
+}
+
+/// A number is an index: names in the configuration are never numbers.
+pub(super) fn drive(drive: &str) -> Value {
+    drive.parse::<u64>().map_or_else(|_| json!(drive), |index| json!(index))
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds; try 30".to_owned())?;
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err("not within 0.001 and 86400 seconds; try 30".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}

@@ -1,0 +1,147 @@
+//! Answers as a person reads them.
+
+use std::fmt::Write;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::control::ClientError;
+use crate::control::protocol::DriveReport;
+use crate::drive::{EjectedBy, Event, HostState, ImageState};
+use crate::gadget::Speed;
+use crate::scsi::Kind;
+use crate::units::ByteLen;
+
+/// Reads a result as `T`.
+pub(super) fn typed<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, ClientError> {
+    T::deserialize(value).map_err(|error| ClientError::Protocol(error.to_string()))
+}
+
+#[derive(Deserialize)]
+struct State {
+    drives: Vec<DriveReport>,
+}
+
+/// The table of `state`.
+pub(super) fn state(result: &Value) -> Result<String, ClientError> {
+    let State { drives } = typed(result)?;
+    let mut rows =
+        vec![["DRIVE", "NAME", "KIND", "MODE", "SIZE", "HOST", "FLAGS", "IMAGE"].map(str::to_owned)];
+    rows.extend(drives.iter().map(row));
+    Ok(table(&rows))
+}
+
+fn row(report: &DriveReport) -> [String; 8] {
+    let drive = &report.drive;
+    let host = match drive.host {
+        HostState::Disconnected => "none".to_owned(),
+        HostState::Connected { speed } => speed_name(speed).to_owned(),
+        HostState::Suspended { speed } => format!("{}, asleep", speed_name(speed)),
+    };
+    let flags = [(drive.prevented, "prevented"), (report.locked, "locked")];
+    let flags: Vec<_> = flags.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
+    let dash = || "-".to_owned();
+    [
+        drive.drive.0.to_string(),
+        drive.name.clone(),
+        match drive.kind {
+            Kind::Disk => "disk".to_owned(),
+            Kind::Optical => "optical".to_owned(),
+        },
+        if rw { "rw" } else { "ro" }.to_owned(),
+        drive.image.as_ref().map_or_else(dash, |image| ByteLen(image.bytes).to_string()),
+        host,
+        if flags.is_empty() { dash() } else { flags.join(",") },
+        drive.image.as_ref().map_or_else(dash, |image| printable(&image.name)),
+    ]
+}
+
+fn speed_name(speed: Speed) -> &'static str {
+    match speed {
+        Speed::Full => "full speed",
+        Speed::High => "high speed",
+        Speed::Super => "SuperSpeed",
+    }
+}
+
+/// Columns as wide as their widest cell; the last one as it is.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let mut text = String::new();
+    for row in rows {
+        for (column, cell) in row.iter().enumerate() {
+            let width = if column + 1 == N { 0 } else { width(column) + 2 };
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{cell:width$}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// An image, in a sentence.
+pub(super) fn image(image: &ImageState) -> String {
+    let mode = if image.rw { "read-write" } else { "read-only" };
+    format!("{} ({}, {mode})", printable(&image.name), ByteLen(image.bytes))
+}
+
+/// Names come from other people's files: none of them may steer the terminal.
+pub(super) fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// A notification, in a line.
+pub(super) fn notification(notification: &Value) -> Result<String, ClientError> {
+    let params = notification.get("params").unwrap_or(&Value::Null);
+    if notification.get("method").and_then(Value::as_str) == Some("lagged") {
+        let dropped = params.get("dropped").and_then(Value::as_u64).unwrap_or(0);
+        return Ok(format!("{dropped} events were lost, because this program did not read fast enough\n"));
+    }
+    Ok(match typed(params)? {
+        Event::Inserted { drive, image: inserted } => {
+            format!("drive {}: inserted {}\n", drive.0, image(&inserted))
+        }
+        Event::Ejected { drive, image, by } => {
+            let by = match by {
+                EjectedBy::Client => "a client",
+                EjectedBy::Force => "a client, by force",
+                EjectedBy::Host => "the host",
+            };
+            format!("drive {}: {} was ejected by {by}\n", drive.0, printable(&image))
+        }
+        Event::Prevented { drive, prevented: true } => {
+            format!("drive {}: the host prevents removal\n", drive.0)
+        }
+        Event::Prevented { drive, prevented: false } => {
+            format!("drive {}: the host allows removal\n", drive.0)
+        }
+        Event::FirstRead { drive, lba } => {
+            format!("drive {}: the host reads, first at block {lba}\n", drive.0)
+        }
+        Event::Connected { function, speed } => {
+            format!("function {}: a host is connected at {}\n", printable(&function), speed_name(speed))
+        }
+        Event::Disconnected { function } => {
+            format!("function {}: the host is gone\n", printable(&function))
+        }
+        Event::Reset { function } => format!("function {}: the host sent a reset\n", printable(&function)),
+        Event::Suspended { function } => format!("function {}: the bus sleeps\n", printable(&function)),
+        Event::Resumed { function } => format!("function {}: the bus is awake\n", printable(&function)),
+        Event::Failed { drive, opcode, sense: [key, asc, ascq], cause } => format!(
+            "drive {}: command {opcode:02x}h failed with sense {key:x}/{asc:02x}/{ascq:02x}: {}\n",
+            drive.0,
+            printable(&cause)
+        ),
+    })
+}

@@ -1,0 +1,298 @@
+//! A server whose drives are played by a thread, which answers what a function's thread would.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ringdrive::bot::StallPolicy;
+use ringdrive::config::Control;
+use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
+use ringdrive::drive::{
+    DriveIndex, DriveState, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal, ReplyTo,
+    Request, Setting,
+};
+use ringdrive::gadget::Speed;
+use ringdrive::media::{Access, Image};
+use ringdrive::scsi::Kind;
+use serde_json::Value;
+
+/// Time in which an answer comes, or the test has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server with the drives `cd` (0, optical) and `flash` (1, disk), and a directory for images.
+pub(crate) struct Fake {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) events: EventSink,
+    /// Gets a word for each `replug` and `shutdown`.
+    pub(crate) daemon: Receiver<&'static str>,
+    pub(crate) replug_fails: Arc<AtomicBool>,
+    drives: Handle,
+    /// What the drives' thread does from now on.
+    moods: Sender<(Mood, Sender<()>)>,
+    server: Option<Running>,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub(crate) enum Mood {
+    /// The host prevents removal from all drives, or allows it.
+    Prevented(bool),
+    /// Requests are taken in and kept, unanswered.
+    Deaf,
+    /// Kept requests are dropped, as when the thread dies.
+    Dead,
+}
+
+struct Board {
+    said: Sender<&'static str>,
+    replug_fails: Arc<AtomicBool>,
+}
+
+impl Daemon for Board {
+    fn replug(&self) -> Result<(), String> {
+        if self.replug_fails.load(Ordering::Relaxed) {
+            return Err("the gadget is somebody else's; replug it there".to_owned());
+        }
+        self.said.send("replug").unwrap();
+        Ok(())
+    }
+
+    fn shutdown(&self) {
+        self.said.send("shutdown").unwrap();
+    }
+}
+
+impl Fake {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control { socket: dir.path().join("control.sock"), group: None };
+        let server = Server::bind(&control).unwrap();
+        let events = server.events();
+        let (handle, inbox) = Handle::pair().unwrap();
+        let (moods, moods_rx) = unbounded();
+        let (said, daemon) = unbounded();
+        let replug_fails = Arc::new(AtomicBool::new(false));
+        let board = Board { said, replug_fails: Arc::clone(&replug_fails) };
+        let sink = events.clone();
+        let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
+        let function =
+            FunctionHandle { handle: handle.clone(), drives: vec!["cd".to_owned(), "flash".to_owned()] };
+        let server = Some(server.start(vec![function], Arc::new(board)).unwrap());
+        Self { dir, events, daemon, replug_fails, drives: handle, moods, server, thread: Some(thread) }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("control.sock")
+    }
+
+    pub(crate) fn connect(&self) -> Peer {
+        Peer::connect(&self.socket())
+    }
+
+    /// Makes an image of zeroes.
+    pub(crate) fn image(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.dir.path().join(name);
+        File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    /// Changes what the drives do, after every earlier request and before any later one.
+    pub(crate) fn mood(&self, mood: Mood) {
+        let (tx, done) = crossbeam_channel::bounded(1);
+        self.moods.send((mood, tx)).unwrap();
+        self.drives.send(Request::State { reply: ReplyTo::new(|_| ()) });
+        done.recv_timeout(PATIENCE).unwrap();
+    }
+
+    /// Ends the server alone.
+    pub(crate) fn stop_server(&mut self) {
+        self.server.take().unwrap().stop();
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        drop(self.server.take());
+        let reply = ReplyTo::new(|_| ());
+        self.drives.send(Request::Stop { reply });
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking(), "the drives' thread panicked");
+        }
+    }
+}
+
+struct Drives {
+    states: Vec<DriveState>,
+    events: EventSink,
+    deaf: bool,
+    kept: Vec<Request>,
+}
+
+impl Drives {
+    fn new(events: EventSink) -> Self {
+        let state = |lun: u8, name: &str, kind| DriveState {
+            drive: DriveIndex(lun.into()),
+            name: name.to_owned(),
+            function: "usb0".to_owned(),
+            lun,
+            kind,
+            image: None,
+            rw: false,
+            prevented: false,
+            stall: StallPolicy::Auto,
+            host: HostState::Connected { speed: Speed::High },
+        };
+        let states = vec![state(0, "cd", Kind::Optical), state(1, "flash", Kind::Disk)];
+        Self { states, events, deaf: false, kept: Vec::new() }
+    }
+
+    fn run(mut self, inbox: &Inbox, moods: &Receiver<(Mood, Sender<()>)>) {
+        loop {
+            let mut fds = [PollFd::new(inbox.wake().as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::NONE).unwrap();
+            inbox.wake().read().unwrap();
+            while let Some(request) = inbox.take() {
+                match request {
+                    Request::Stop { reply } => return reply.send(Ok(())),
+                    request if self.deaf => self.kept.push(request),
+                    request => self.answer(request),
+                }
+            }
+            // After every request that was sent before the mood.
+            for (mood, done) in moods.try_iter() {
+                match mood {
+                    Mood::Prevented(prevented) => {
+                        self.states.iter_mut().for_each(|state| state.prevented = prevented);
+                    }
+                    Mood::Deaf => self.deaf = true,
+                    Mood::Dead => self.kept.clear(),
+                }
+                done.send(()).unwrap();
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::State { reply } => reply.send(self.states.clone()),
+            Request::Insert { lun, image, reply } => reply.send(self.insert(lun, &image)),
+            Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
+            Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
+            Request::Stop { .. } => unreachable!("handled by the loop"),
+        }
+    }
+
+    fn insert(&mut self, lun: u8, image: &Image) -> Result<ImageState, Refusal> {
+        let state = &mut self.states[usize::from(lun)];
+        if let Some(held) = &state.image {
+            return Err(Refusal::Occupied(held.name.clone()));
+        }
+        let image = image_state(image);
+        state.image = Some(image.clone());
+        self.events.publish(Event::Inserted { drive: state.drive, image: image.clone() });
+        Ok(image)
+    }
+
+    fn eject(&mut self, lun: u8, force: bool) -> Result<String, Refusal> {
+        let state = &mut self.states[usize::from(lun)];
+        if state.prevented && !force {
+            return Err(Refusal::Prevented);
+        }
+        let image = state.image.take().ok_or(Refusal::Empty)?.name;
+        let by = if force { EjectedBy::Force } else { EjectedBy::Client };
+        self.events.publish(Event::Ejected { drive: state.drive, image: image.clone(), by });
+        Ok(image)
+    }
+
+    fn set(&mut self, lun: u8, setting: Setting) -> Result<(), Refusal> {
+        let state = &mut self.states[usize::from(lun)];
+        match setting {
+            Setting::Kind(_) if state.image.is_some() => return Err(Refusal::Inserted("kind")),
+            Setting::Kind(kind) => state.kind = kind,
+            Setting::ReadWrite(_) if state.image.is_some() => return Err(Refusal::Inserted("rw")),
+            Setting::ReadWrite(true) if state.kind == Kind::Optical => return Err(Refusal::Optical),
+            Setting::ReadWrite(rw) => state.rw = rw,
+            Setting::Stall(stall) => self.states.iter_mut().for_each(|state| state.stall = stall),
+        }
+        Ok(())
+    }
+}
+
+/// What the drive reports of an image that it was given.
+fn image_state(image: &Image) -> ImageState {
+    ImageState {
+        name: image.name().to_str().unwrap().to_owned(),
+        bytes: image.stored().0,
+        rw: image.access() == Access::ReadWrite,
+        first_read: false,
+    }
+}
+
+/// A client of plain bytes, to say what no decent client would.
+pub(crate) struct Peer {
+    pub(crate) stream: UnixStream,
+    reader: BufReader<UnixStream>,
+}
+
+impl Peer {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    pub(crate) fn send_line(&mut self, line: &str) {
+        self.send(format!("{line}\n"));
+    }
+
+    /// The next message; `None` at the end of the connection.
+    pub(crate) fn receive(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
+            Err(error) => panic!("no answer: {error}"),
+        }
+    }
+
+    /// Sends a line and gets the next message.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, line: &str) -> Value {
+        self.send_line(line);
+        self.receive().expect("an answer, not the end of the connection")
+    }
+
+    /// Asks and gets `error.data.kind`.
+    #[track_caller]
+    pub(crate) fn refusal(&mut self, line: &str) -> String {
+        let answer = self.ask(line);
+        answer["error"]["data"]["kind"].as_str().unwrap_or_else(|| panic!("not refused: {answer}")).to_owned()
+    }
+
+    /// That the server still serves this client.
+    #[track_caller]
+    pub(crate) fn check_alive(&mut self) {
+        let answer = self.ask(r#"{"jsonrpc":"2.0","id":"alive","method":"version"}"#);
+        assert_eq!(answer["id"], "alive", "{answer}");
+    }
+}
+
+/// One request as a line.
+pub(crate) fn request(id: u64, method: &str, params: &Value) -> String {
+    serde_json::json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}).to_string()
+}

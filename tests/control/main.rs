@@ -1,0 +1,10 @@
+//! The control socket from outside: what its document promises, what bad clients meet, and the command line.
+
+// Helpers of tests are tests to everybody but the lint.
+#![allow(clippy::unwrap_used)]
+
+mod bad_clients;
+mod command_line;
+mod document;
+mod fake;
+mod methods;
