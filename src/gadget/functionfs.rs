@@ -4,7 +4,11 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::{fd::AsFd, unix::ffi::OsStringExt, unix::fs::OpenOptionsExt},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::ffi::OsStringExt,
+        unix::fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -64,7 +68,7 @@ fn open(path: &Path) -> Result<File, GadgetError> {
 /// wMaxPacketSize and speed of an endpoint, while it is enabled. Needs an O_NONBLOCK descriptor.
 pub(super) fn endpoint_speed(endpoint: impl AsFd) -> Option<(Speed, u16)> {
     let mut desc = [0u8; ENDPOINT_DESC_LEN];
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&endpoint.as_fd());
+    let fd = endpoint.as_fd().as_raw_fd();
     // SAFETY: the descriptor is open while `endpoint` is borrowed, and the kernel writes at most the 9 bytes of `desc`.
     unsafe { ioctl_endpoint_desc(fd, &raw mut desc) }.ok()?;
     let packet = u16::from_le_bytes([desc[4], desc[5]]);
@@ -79,7 +83,7 @@ pub(super) fn endpoint_speed(endpoint: impl AsFd) -> Option<(Speed, u16)> {
 
 /// Un-stalls an endpoint.
 pub(super) fn clear_halt(endpoint: impl AsFd) -> io::Result<()> {
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&endpoint.as_fd());
+    let fd = endpoint.as_fd().as_raw_fd();
     // SAFETY: the descriptor is open while `endpoint` is borrowed; the request has no argument.
     unsafe { ioctl_clear_halt(fd) }.map(drop).map_err(io::Error::from)
 }

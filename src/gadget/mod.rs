@@ -98,7 +98,8 @@ pub struct FunctionOptions {
 pub enum Placement {
     /// Ours: made, bound and removed by us.
     Own,
-    /// Somebody else's: we serve functions in it.
+    /// Somebody else's: we serve functions in it. The kernel takes the whole gadget off the bus when the last file of one of its
+    /// functions is closed, so when we end, the composer has to bind it again once we are back.
     Guest,
 }
 
