@@ -233,6 +233,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     pub(super) fn synced(&mut self, result: io::Result<usize>) -> Result<(), PipeError> {
+        // The sync of an abandoned command must not touch the phase of the next.
+        if !matches!(self.phase, Phase::Sync { .. }) {
+            return Ok(());
+        }
         let Phase::Sync { pending, unload } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };

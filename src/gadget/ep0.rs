@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use ffs_descriptors::{ClassRequest, EVENT_LEN, Event, SetupRequest, Speed};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -68,6 +68,12 @@ pub enum BusEvent {
 pub struct ResetTicket(Sender<()>);
 
 impl ResetTicket {
+    /// A ticket, and where its acknowledgement arrives.
+    pub fn new() -> (Self, Receiver<()>) {
+        let (ticket, acknowledged) = bounded(1);
+        (Self(ticket), acknowledged)
+    }
+
     /// Tells the host that the device is ready for the next CBW. Whether the ep0 thread still waited for it.
     pub fn acknowledge(self) -> bool {
         self.0.try_send(()).is_ok()
@@ -168,8 +174,8 @@ impl Ep0 {
         let answered = match request.class_request() {
             ClassRequest::GetMaxLun => (&self.file).write(&[self.last_lun]).map(drop),
             ClassRequest::Reset => {
-                let (ticket, acknowledged) = bounded(1);
-                notify(BusEvent::Reset(ResetTicket(ticket)));
+                let (ticket, acknowledged) = ResetTicket::new();
+                notify(BusEvent::Reset(ticket));
                 match acknowledged.recv_timeout(RESET_TIMEOUT) {
                     Ok(()) => (&self.file).read(&mut []).map(drop),
                     Err(error) => {

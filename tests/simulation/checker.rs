@@ -1,0 +1,517 @@
+//! The model host's life: which command comes next, what goes wrong with it, and whether the device's answer was right.
+
+use std::collections::BTreeMap;
+
+use fastrand::Rng;
+use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
+
+use crate::{
+    host::{AFTER_STALL, Chaos, Csw, End, Expected, Outcome, Port, Script, Stop},
+    job::{Job, Moves, What},
+    model::{Disk, bytes_of},
+    world::World,
+};
+
+/// How often each thing happened: a run that meets none of something proves nothing about it.
+pub type Coverage = BTreeMap<&'static str, u64>;
+
+pub struct Checker {
+    pub port: Port,
+    pub disks: Vec<Disk>,
+    pub coverage: Coverage,
+    pub stall: StallPolicy,
+    rng: Rng,
+    /// Unit attentions that each unit may still report.
+    attentions: Vec<u32>,
+    writes: u64,
+    trace: bool,
+}
+
+impl Checker {
+    pub fn new(port: Port, disks: Vec<Disk>, stall: StallPolicy, rng: Rng, trace: bool) -> Self {
+        let attentions = vec![0; disks.len()];
+        Self { port, disks, coverage: Coverage::new(), stall, rng, attentions, writes: 0, trace }
+    }
+
+    fn mark(&mut self, name: &'static str) {
+        *self.coverage.entry(name).or_default() += 1;
+    }
+
+    fn note(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            println!("{:>14} ns  {}", self.port.world.now, what());
+        }
+    }
+
+    /// A whole life of `turns` turns.
+    pub fn live(&mut self, turns: usize) -> Result<(), String> {
+        self.connected();
+        self.port.connect();
+        for turn in 0..turns {
+            self.turn().map_err(|why| format!("turn {turn}: {why}"))?;
+        }
+        for lun in 0..self.disks.len() {
+            self.read_back(lun).map_err(|why| format!("reading back unit {lun}: {why}"))?;
+        }
+        self.port.disconnect();
+        if !self.port.world.settle() {
+            return Err("the device never comes to rest without a host".into());
+        }
+        match self.port.world.device.buffers_out() {
+            0 => {}
+            out => return Err(format!("{out} buffers never came back")),
+        }
+        for (lun, disk) in self.disks.iter_mut().enumerate() {
+            disk.check_image().map_err(|why| format!("image of unit {lun}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    fn connected(&mut self) {
+        // Power on or reset, and one for the medium.
+        self.attentions.fill(2);
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        let lun = self.rng.usize(..self.disks.len());
+        self.writes += 1;
+        let job = Job::any(&mut self.rng, u8::try_from(lun).unwrap(), &self.disks[lun], self.writes);
+        match self.rng.u8(..100) {
+            0..60 => self.honest(&job),
+            60..75 => self.mismatched(&job),
+            75..88 => self.broken_off(&job),
+            88..92 => self.invalid_cbw(),
+            92..93 => self.short_out(&job),
+            93..94 => self.change_medium(lun),
+            94..96 => self.odd_clear_within(&job),
+            96..98 => {
+                self.mark("clear halt between commands");
+                let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
+                self.port.world.bus.clear_halt(pipe, false);
+                self.honest(&job)
+            }
+            _ => {
+                self.port.world.idle(50);
+                Ok(())
+            }
+        }
+    }
+
+    /// What the host expects when it is right about the command.
+    fn expectation(&self, job: &Job) -> Expected {
+        match job.moves {
+            Moves::None => Expected::None,
+            Moves::In(len) | Moves::UpTo(len) => Expected::In(len),
+            Moves::Out(len) => Expected::Out(len),
+        }
+    }
+
+    /// Bytes of a data-out phase of `len` bytes.
+    fn out_bytes(&self, job: &Job, expected: Expected) -> Vec<u8> {
+        let Expected::Out(len) = expected else { return Vec::new() };
+        let mut bytes = match job.what {
+            What::Write { lba, count, id, .. } => {
+                let sectors = self.disks[usize::from(job.lun)].sectors(lba, count);
+                bytes_of(id, sectors.start, sectors.len())
+            }
+            _ => Vec::new(),
+        };
+        bytes.resize(usize::try_from(len).unwrap(), 0xee);
+        bytes
+    }
+
+    fn run(&mut self, job: &Job, expected: Expected) -> Result<Outcome, Stop> {
+        let out = self.out_bytes(job, expected);
+        let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out, odd_clear: None };
+        let outcome = self.port.command(&script);
+        self.note(|| {
+            let what = outcome.as_ref().map(|outcome| format!("{:?} {:?}", outcome.data_end, outcome.csw));
+            format!("lun {} {:02x?} {expected:?} -> {what:?}", job.lun, job.cdb)
+        });
+        outcome
+    }
+
+    fn honest(&mut self, job: &Job) -> Result<(), String> {
+        self.mark("honest command");
+        let expected = self.expectation(job);
+        self.judged(job, expected)
+    }
+
+    /// Runs a command to its CSW and judges it.
+    fn judged(&mut self, job: &Job, expected: Expected) -> Result<(), String> {
+        let faults = self.port.world.media.faults();
+        let refused = self.port.world.bus.refused();
+        match self.run(job, expected) {
+            Ok(outcome) => {
+                let verdict = self.judge(job, expected, &outcome, faults);
+                verdict.map_err(|why| format!("{why}; {job:?} {expected:?} {:?}", outcome.csw))
+            }
+            Err(Stop::Chaos(chaos)) => self.recover(job, chaos),
+            // A transfer that the kernel had no memory for is broken off; the next is smaller.
+            Err(Stop::Hung(_)) if self.port.world.bus.refused() > refused => {
+                self.mark("no kernel memory");
+                self.recover(job, Chaos::ResetRecovery)
+            }
+            Err(Stop::Hung(during)) => Err(format!("hung during {during}; {job:?} {expected:?}")),
+            Err(Stop::Bug(why)) => Err(format!("{why}; {job:?} {expected:?}")),
+        }
+    }
+
+    /// Host and device disagree about the data phase: the thirteen cases, BOT 1.0 §6.7.
+    fn mismatched(&mut self, job: &Job) -> Result<(), String> {
+        let len = match job.moves {
+            Moves::None | Moves::UpTo(_) => self.rng.u32(1..3000),
+            Moves::In(len) | Moves::Out(len) => match self.rng.u8(..5) {
+                0 => len + self.rng.u32(1..3000),
+                1 => len.saturating_sub(self.rng.u32(1..3000)).max(1),
+                2 => (len + 512) / 1024 * 512 + self.rng.u32(..2),
+                3 => self.rng.u32(1..=len * 2),
+                _ => len,
+            },
+        };
+        let expected = match self.rng.u8(..3) {
+            0 => Expected::None,
+            1 => Expected::In(len.max(1)),
+            _ => Expected::Out(len.max(1)),
+        };
+        self.judged(job, expected)
+    }
+
+    /// The host breaks off somewhere.
+    fn broken_off(&mut self, job: &Job) -> Result<(), String> {
+        let chaos = [Chaos::ResetRecovery, Chaos::ResetRecovery, Chaos::BusReset, Chaos::Vanish];
+        let chaos = chaos[self.rng.usize(..chaos.len())];
+        let after = 1 << self.rng.u32(..9);
+        self.port.arm(self.rng.u32(..after), chaos);
+        let result = self.honest(job);
+        self.port.disarm();
+        result
+    }
+
+    /// A command was cut short: the disk holds old or new; then the host sets things right.
+    fn recover(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
+        self.note(|| format!("{chaos:?}"));
+        if let What::Write { lba, count, id, .. } = job.what {
+            let disk = &mut self.disks[usize::from(job.lun)];
+            disk.perhaps_written(id, disk.sectors(lba, count));
+        }
+        self.mark(match chaos {
+            Chaos::ResetRecovery => "reset recovery",
+            Chaos::BusReset => "bus reset",
+            Chaos::Vanish => "unplugged",
+        });
+        self.connected();
+        let result = match chaos {
+            Chaos::ResetRecovery => self.port.reset_recovery(),
+            Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
+        };
+        result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))
+    }
+
+    fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
+        self.check_transport(job, expected, outcome)?;
+        let error = self.is_phase_error(job, expected);
+        match outcome.csw.status {
+            0 if error == Some(true) => Err("passed where the standard says phase error".into()),
+            0 => self.check_passed(job, expected, outcome),
+            1 => self.check_failed(job, outcome, faults),
+            _ if error == Some(false) => Err("phase error where host and device agree".into()),
+            _ => {
+                self.check_data(job, outcome)?;
+                self.mark("phase error");
+                // A host need not recover, since the CSW was good; most do.
+                if self.rng.u8(..4) > 0 { self.recover_reads(job, Chaos::ResetRecovery) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Reset recovery after a command that had no effect on the disk.
+    fn recover_reads(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
+        self.recover(&Job { what: What::Quiet, ..job.clone() }, chaos)
+    }
+
+    /// Whether a command that could succeed must end in a phase error; `None` where the host cannot know.
+    fn is_phase_error(&mut self, job: &Job, expected: Expected) -> Option<bool> {
+        let (case, error) = match (expected, job.moves) {
+            (_, Moves::UpTo(len)) => {
+                return (self.expectation(job) == Expected::In(len) && expected == Expected::In(len))
+                    .then_some(false);
+            }
+            (Expected::None, Moves::None) => ("case 1", false),
+            (Expected::None, Moves::In(_)) => ("case 2", true),
+            (Expected::None, Moves::Out(_)) => ("case 3", true),
+            (Expected::In(_), Moves::None) => ("case 4", false),
+            (Expected::In(host), Moves::In(device)) if host > device => ("case 5", false),
+            (Expected::In(host), Moves::In(device)) if host == device => ("case 6", false),
+            (Expected::In(_), Moves::In(_)) => ("case 7", true),
+            (Expected::In(_), Moves::Out(_)) => ("case 8", true),
+            (Expected::Out(_), Moves::None) => ("case 9", false),
+            (Expected::Out(_), Moves::In(_)) => ("case 10", true),
+            (Expected::Out(host), Moves::Out(device)) if host > device => ("case 11", false),
+            (Expected::Out(host), Moves::Out(device)) if host == device => ("case 12", false),
+            (Expected::Out(_), Moves::Out(_)) => ("case 13", true),
+        };
+        self.mark(case);
+        Some(error)
+    }
+
+    /// Rules that hold for every command, whatever it is.
+    fn check_transport(&mut self, job: &Job, expected: Expected, outcome: &Outcome) -> Result<(), String> {
+        let Csw { status, residue } = outcome.csw;
+        let (host, received) = match expected {
+            Expected::None => (0, 0),
+            Expected::In(len) => (len, u32::try_from(outcome.data.len()).unwrap()),
+            Expected::Out(len) => (len, 0),
+        };
+        let wrong = match (expected, status) {
+            (Expected::In(_), 0 | 1) => residue != host - received,
+            (Expected::Out(len), 0) => match job.moves {
+                Moves::Out(device) if device <= len => residue != len - device,
+                _ => residue != len,
+            },
+            _ => residue > host,
+        };
+        if wrong {
+            return Err(format!("residue {residue} of {host} with {received} received"));
+        }
+        if outcome.stalls > 0 {
+            self.mark("stall");
+        }
+        match self.stall {
+            StallPolicy::Never if outcome.stalls > 0 => Err("a stall though the policy is never".into()),
+            StallPolicy::Auto if outcome.stalls > 0 && received == host => {
+                Err("a stall with nothing missing".into())
+            }
+            StallPolicy::Auto
+                if received < host && matches!(expected, Expected::In(_)) && outcome.stalls != 1 =>
+            {
+                Err("data-in ended early without a stall".into())
+            }
+            StallPolicy::Auto | StallPolicy::Never => Ok(()),
+        }
+    }
+
+    /// Bytes of a read are right as far as they came.
+    fn check_data(&mut self, job: &Job, outcome: &Outcome) -> Result<(), String> {
+        match job.what {
+            What::Read { lba, count } => {
+                let disk = &mut self.disks[usize::from(job.lun)];
+                let len = outcome.data.len().min(count * disk.block);
+                if len < outcome.data.len() {
+                    return Err(format!("{} bytes for a read of {len}", outcome.data.len()));
+                }
+                disk.check(disk.sectors(lba, count).start, &outcome.data)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_passed(&mut self, job: &Job, expected: Expected, outcome: &Outcome) -> Result<(), String> {
+        let media = self.port.world.media.clone();
+        match job.what {
+            What::Refused { .. } => Err("passed a command that it must refuse".into()),
+            What::Quiet => Ok(()),
+            What::Answer(_) if expected != self.expectation(job) => Ok(()),
+            What::Answer(check) => {
+                let disk = &self.disks[usize::from(job.lun)];
+                if check(&outcome.data, disk) { Ok(()) } else { Err(format!("answer {:02x?}", outcome.data)) }
+            }
+            What::Read { count, .. } => {
+                let whole = count * self.disks[usize::from(job.lun)].block;
+                if matches!(expected, Expected::In(_)) && outcome.data.len() != whole {
+                    return Err(format!("passed with {} of {whole} bytes", outcome.data.len()));
+                }
+                self.check_data(job, outcome)
+            }
+            What::Write { lba, count, id, durable } => {
+                let disk = &mut self.disks[usize::from(job.lun)];
+                let sectors = disk.sectors(lba, count);
+                disk.written(id, sectors.clone());
+                let volatile = media.volatile(&disk.file, sectors);
+                if durable && !volatile.is_empty() {
+                    return Err(format!("FUA write left volatile: sectors {volatile:?}"));
+                }
+                self.mark(if durable { "FUA write" } else { "write" });
+                Ok(())
+            }
+            What::Sync => {
+                let disk = &self.disks[usize::from(job.lun)];
+                let volatile = media.volatile(&disk.file, disk.sectors(0, disk.blocks()));
+                self.mark("sync");
+                if volatile.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("SYNCHRONIZE CACHE left volatile: sectors {volatile:?}"))
+                }
+            }
+        }
+    }
+
+    /// The host asks why, and weighs the answer.
+    fn check_failed(&mut self, job: &Job, outcome: &Outcome, faults: u64) -> Result<(), String> {
+        self.check_data(job, outcome)?;
+        if let What::Write { lba, count, id, .. } = job.what {
+            let disk = &mut self.disks[usize::from(job.lun)];
+            disk.perhaps_written(id, disk.sectors(lba, count));
+        }
+        let ask = Job::request_sense(job.lun, 252);
+        let sense = match self.run(&ask, Expected::In(252)) {
+            Ok(outcome) => {
+                self.check_transport(&ask, Expected::In(252), &outcome)?;
+                outcome
+            }
+            Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos),
+            Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
+        };
+        if sense.csw.status != 0 || sense.data.len() < 14 {
+            return Err(format!("REQUEST SENSE ended in {:?} with {:02x?}", sense.csw, sense.data));
+        }
+        let (key, code) = (sense.data[2] & 0x0f, [sense.data[12], sense.data[13]]);
+        self.note(|| format!("  sense {key:x}/{code:02x?}"));
+        let attentions = self.attentions.get_mut(usize::from(job.lun));
+        match (key, &job.what) {
+            (6, _) if job.reports_unit_attention() => match attentions {
+                Some(left) if *left > 0 => {
+                    *left -= 1;
+                    self.mark("unit attention");
+                    Ok(())
+                }
+                _ => Err(format!("unit attention {code:02x?} without a cause")),
+            },
+            (key, What::Refused { key: wanted }) if key == *wanted || key == 5 => {
+                self.mark("refused command");
+                Ok(())
+            }
+            (3 | 4 | 7 | 0xb | 2, _) if self.port.world.media.faults() > faults => {
+                self.mark("medium fault");
+                Ok(())
+            }
+            _ => Err(format!("failed with sense {key:x}/{code:02x?}")),
+        }
+    }
+
+    /// The host sends something that is no CBW; nothing but a reset may help (§6.6.1).
+    fn invalid_cbw(&mut self) -> Result<(), String> {
+        self.mark("invalid CBW");
+        let mut bytes = self.port.cbw(0, &[0; 6], Expected::None);
+        match self.rng.u8(..5) {
+            0 => bytes.truncate(self.rng.usize(..31)),
+            1 => bytes.resize(self.rng.usize(32..1500), 0),
+            2 => bytes[self.rng.usize(..4)] ^= 1 << self.rng.u8(..8),
+            3 => bytes[12] |= 1 << self.rng.u8(..7),
+            _ => bytes[14] = [0, 17, 255][self.rng.usize(..3)],
+        }
+        self.note(|| format!("invalid CBW of {} bytes {:02x?}", bytes.len(), &bytes[..bytes.len().min(31)]));
+        let result = self.until_reset(&bytes).and_then(|()| self.port.reset_recovery());
+        self.connected();
+        result.map_err(|stop| format!("{stop:?} after an invalid CBW {bytes:02x?}"))
+    }
+
+    fn until_reset(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        match self.port.bulk_out("invalid CBW", bytes) {
+            Ok(_) | Err(Stop::Hung(_)) => {}
+            Err(stop) => return Err(stop),
+        }
+        match self.port.bulk_in("halt after an invalid CBW", 13)? {
+            (_, End::Stall) => {}
+            (data, _) => return Err(Stop::Bug(format!("data instead of a halt: {data:02x?}"))),
+        }
+        for _ in 0..self.rng.usize(..3) {
+            let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
+            self.port.world.bus.clear_halt(pipe, false);
+            let cbw = self.port.cbw(0, &[0; 6], Expected::None);
+            match self.port.bulk_out("CBW before reset", &cbw) {
+                Ok(_) | Err(Stop::Hung(_)) => {}
+                Err(stop) => return Err(stop),
+            }
+            match self.port.bulk_in("CSW before reset", 13) {
+                Ok((_, End::Stall)) | Err(Stop::Hung(_)) => {}
+                other => return Err(Stop::Bug(format!("an answer before the reset: {other:?}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// The host promises more OUT bytes than it sends.
+    fn short_out(&mut self, job: &Job) -> Result<(), String> {
+        let expected = self.expectation(job);
+        let Expected::Out(len) = expected else { return self.honest(job) };
+        self.mark("short data-out");
+        let out = self.out_bytes(job, expected);
+        let sent = self.rng.usize(..usize::try_from(len).unwrap());
+        let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out[..sent], odd_clear: None };
+        let ended = !sent.is_multiple_of(self.port.world.bus.max_packet().unwrap()) || sent == 0;
+        let result = self.port.command(&script);
+        self.note(|| format!("{sent} of {len} bytes for {:02x?} -> {result:?}", job.cdb));
+        match result {
+            Ok(outcome) if outcome.csw.status == 0 && outcome.csw.residue == 0 => {
+                Err(format!("passed without residue, but {sent} of {len} bytes were sent"))
+            }
+            // A write that is short by whole packets may wait for the rest for ever; a halt asks for a reset as well.
+            Err(Stop::Hung(during)) if !ended || during == AFTER_STALL => {
+                self.recover(job, Chaos::ResetRecovery)
+            }
+            Ok(_) => self.recover(job, Chaos::ResetRecovery),
+            Err(stop) => Err(format!("{stop:?} after {sent} of {len} bytes of {job:?}")),
+        }
+    }
+
+    /// The host clears a halt that is none, or takes a halt away before it has seen it. Whatever it gets for it, it recovers.
+    fn odd_clear_within(&mut self, job: &Job) -> Result<(), String> {
+        self.mark("clear halt within a command");
+        let expected = self.expectation(job);
+        let out = self.out_bytes(job, expected);
+        let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
+        let odd_clear = Some((self.rng.u8(..2), pipe));
+        let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out, odd_clear };
+        let result = self.port.command(&script);
+        self.note(|| format!("clear {odd_clear:?} within {:02x?} -> {result:?}", job.cdb));
+        self.recover(job, Chaos::ResetRecovery)
+    }
+
+    /// Somebody takes the medium out under the host's hands, and puts it back.
+    fn change_medium(&mut self, lun: usize) -> Result<(), String> {
+        self.mark("ejected");
+        self.note(|| format!("eject and insert of unit {lun}"));
+        let unit = u8::try_from(lun).unwrap();
+        let World { device, now, .. } = &mut self.port.world;
+        let ejected = device.eject(*now, unit, true);
+        if !self.port.world.settle() {
+            return Err("the device never comes to rest after an eject".into());
+        }
+        match ejected.take() {
+            Some(Ok(_)) => {}
+            other => return Err(format!("forced eject: {other:?}")),
+        }
+        self.attentions[lun] += 2;
+        for _ in 0..4 {
+            let what = What::Refused { key: 2 };
+            let job = match self.rng.bool() {
+                true => Job::new(unit, [0; 6], Moves::None, what),
+                false => Job::new(unit, [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], Moves::None, what),
+            };
+            self.honest(&job)?;
+        }
+        self.mark("not ready");
+        let World { device, now, .. } = &mut self.port.world;
+        let inserted = device.insert(*now, unit, &self.disks[lun]);
+        if !self.port.world.settle() {
+            return Err("the device never comes to rest after an insert".into());
+        }
+        self.attentions[lun] += 2;
+        match inserted.take() {
+            Some(Ok(())) => Ok(()),
+            other => Err(format!("insert: {other:?}")),
+        }
+    }
+
+    /// The whole medium through the bus, at the end of a life.
+    fn read_back(&mut self, lun: usize) -> Result<(), String> {
+        let (blocks, block) = (self.disks[lun].blocks(), self.disks[lun].block);
+        let count = u16::try_from(blocks).unwrap().to_be_bytes();
+        let cdb = [&[0x28, 0, 0, 0, 0, 0, 0], &count[..], &[0]].concat();
+        let len = u32::try_from(blocks * block).unwrap();
+        let what = What::Read { lba: 0, count: blocks };
+        self.honest(&Job::new(u8::try_from(lun).unwrap(), cdb, Moves::In(len), what))
+    }
+}

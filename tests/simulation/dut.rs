@@ -1,0 +1,168 @@
+//! The device under test: a real `drive::Function` with a writable disk and an optical drive, over the simulated bus and mover.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+};
+
+use fastrand::Rng;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use ringdrive::{
+    bot::StallPolicy,
+    drive::{DriveIndex, DriveOptions, Function, FunctionOptions, Refusal, ReplyTo, Request},
+    gadget::{BusEvent, ResetTicket, Speed},
+    media::{Access, Image},
+    ring::{Moved, pool::Pool},
+    scsi::{Identity, Kind},
+    units::BlockSize,
+};
+
+use crate::{
+    bus::{Bus, Quirks, SimEndpoints},
+    media::{Faults, Media, SimMover},
+    model::Disk,
+    world::{BusSignal, Nanos, World},
+};
+
+pub struct Dut {
+    function: Function<SimEndpoints, SimMover>,
+    pools: Vec<Pool>,
+    /// When it wants to be woken.
+    pub deadline: Option<Nanos>,
+    /// Resets whose ticket the function still holds, with the cell that tells the host.
+    resets: Vec<(crossbeam_channel::Receiver<()>, std::rc::Rc<std::cell::Cell<bool>>)>,
+}
+
+impl Dut {
+    /// What every event ends with, as in the real loop.
+    fn after_event(&mut self, now: Nanos) {
+        self.function.flush();
+        if let (None, Some(after)) = (self.deadline, self.function.timer()) {
+            self.deadline = Some(now + u64::try_from(after.as_nanos()).unwrap());
+        }
+        self.resets.retain(|(acknowledged, done)| {
+            let waits = acknowledged.try_recv().is_err();
+            done.set(!waits);
+            waits
+        });
+    }
+
+    fn request<T: Send + 'static>(
+        &mut self,
+        now: Nanos,
+        make: impl FnOnce(ReplyTo<T>) -> Request,
+    ) -> Answer<T> {
+        let (tx, rx) = mpsc::channel();
+        self.function.request(make(ReplyTo::new(move |answer| tx.send(answer).unwrap())));
+        self.after_event(now);
+        Answer(rx)
+    }
+
+    pub fn insert(&mut self, now: Nanos, lun: u8, disk: &Disk) -> Answer<Result<(), Refusal>> {
+        let image = Box::new(image(disk));
+        let (tx, rx) = mpsc::channel();
+        let reply = ReplyTo::new(move |answer: Result<_, _>| tx.send(answer.map(drop)).unwrap());
+        self.function.request(Request::Insert { lun, image, reply });
+        self.after_event(now);
+        Answer(rx)
+    }
+
+    pub fn eject(&mut self, now: Nanos, lun: u8, force: bool) -> Answer<Result<String, Refusal>> {
+        self.request(now, |reply| Request::Eject { lun, force, reply })
+    }
+
+    /// Buffers that are not in their pools.
+    pub fn buffers_out(&self) -> usize {
+        self.pools.iter().map(|pool| pool.count() - pool.available()).sum()
+    }
+}
+
+/// What a request will be answered.
+pub struct Answer<T>(mpsc::Receiver<T>);
+
+impl<T> Answer<T> {
+    pub fn take(&self) -> Option<T> {
+        self.0.try_recv().ok()
+    }
+}
+
+impl Dut {
+    pub fn signal(&mut self, now: Nanos, signal: BusSignal) {
+        self.function.bus(match signal {
+            BusSignal::Enabled { max_packet } => {
+                let speed = if max_packet == 1024 { Speed::Super } else { Speed::High };
+                BusEvent::Enabled { speed, max_packet }
+            }
+            BusSignal::Disabled => BusEvent::Disabled,
+            BusSignal::Reset(done) => {
+                let (ticket, acknowledged) = ResetTicket::new();
+                self.resets.push((acknowledged, done));
+                BusEvent::Reset(ticket)
+            }
+        });
+        self.after_event(now);
+    }
+
+    pub fn endpoints(&mut self, now: Nanos) {
+        self.function.endpoints_ready();
+        self.after_event(now);
+    }
+
+    pub fn moved(&mut self, now: Nanos, moved: Moved) {
+        self.function.moved(moved);
+        self.after_event(now);
+    }
+
+    pub fn wake(&mut self, now: Nanos) {
+        self.deadline = None;
+        self.function.tick();
+        self.after_event(now);
+    }
+}
+
+fn image(disk: &Disk) -> Image {
+    let fd = OwnedFd::from(disk.file.try_clone().unwrap());
+    let (access, size) = match disk.writable {
+        true => (Access::ReadWrite, BlockSize::B512),
+        false => (Access::ReadOnly, BlockSize::B2048),
+    };
+    Image::from_fd(fd, PathBuf::from("sim"), access, size).unwrap()
+}
+
+fn disk(blocks: usize, block: usize, writable: bool) -> Disk {
+    let file = Arc::new(File::from(memfd_create("ringdrive-sim", MFdFlags::MFD_CLOEXEC).unwrap()));
+    Disk::new(file, blocks, block, writable)
+}
+
+/// A whole world around a function whose drives hold media.
+pub fn world(rng: &mut Rng, stall: StallPolicy) -> (World, Vec<Disk>) {
+    let (bus, endpoints) = Bus::new(Quirks::any(rng));
+    let (media, mover) = Media::new(rng.fork(), Faults::any(rng));
+    let disks = vec![disk(1 << rng.u32(4..12), 512, true), disk(1 << rng.u32(2..9), 2048, false)];
+    let drive = |kind, name: &str| DriveOptions {
+        name: name.into(),
+        kind,
+        identity: Identity::new("sim", name, "1", name).unwrap(),
+        rw: kind == Kind::Disk,
+    };
+    let options = FunctionOptions {
+        name: "sim".into(),
+        first: DriveIndex(0),
+        stall,
+        drives: vec![drive(Kind::Disk, "flash"), drive(Kind::Optical, "cd")],
+    };
+    let mut pools = Vec::new();
+    let with_pools = |given: &[Pool]| {
+        pools = given.to_vec();
+        Ok::<_, io::Error>(mover)
+    };
+    let function = Function::new(options, endpoints, with_pools, Box::new(|_| {})).unwrap();
+    let mut dut = Dut { function, pools, deadline: None, resets: Vec::new() };
+    for (lun, disk) in (0..).zip(&disks) {
+        dut.insert(0, lun, disk).take().unwrap().unwrap();
+    }
+    (World::new(rng.fork(), bus, media, dut), disks)
+}

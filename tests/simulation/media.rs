@@ -1,0 +1,231 @@
+//! The mover: real bytes in an anonymous file, moved after seeded delays in virtual time, out of order, short, or not at all.
+//!
+//! Keeps a log of what would survive a power cut: a block is durable once it was written durably, or once an fdatasync that
+//! was asked for after the write has succeeded.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
+    rc::Rc,
+    sync::Arc,
+};
+
+use fastrand::Rng;
+use ringdrive::{
+    ring::{MoveOp, Moved, Mover, OpTag, pool::Buf},
+    units::ByteOffset,
+};
+
+use crate::model::SECTOR;
+
+/// How often the medium misbehaves, in 1/1000 of operations.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    pub errors: u32,
+    pub shorts: u32,
+    pub full: u32,
+    /// Longest delay of an operation, in virtual nanoseconds.
+    pub delay_max: u64,
+}
+
+impl Faults {
+    pub fn any(rng: &mut Rng) -> Self {
+        let mut rate = |of: u32| if rng.u8(..3) == 0 { rng.u32(..of) } else { 0 };
+        let (errors, shorts, full) = (rate(80), rate(200), rate(200));
+        Self { errors, shorts, full, delay_max: 1 << rng.u32(10..30) }
+    }
+}
+
+enum Op {
+    Read {
+        at: u64,
+        len: usize,
+    },
+    Write {
+        at: u64,
+        len: usize,
+        durable: bool,
+    },
+    /// What had been written when it was asked for.
+    Sync {
+        written: Vec<u32>,
+    },
+}
+
+struct Flight {
+    due: u64,
+    tag: OpTag,
+    file: Arc<File>,
+    buf: Option<Buf>,
+    op: Op,
+}
+
+/// Versions of each sector of one file: the newest, and the newest that is durable.
+#[derive(Clone, Default)]
+struct Log {
+    written: Vec<u32>,
+    durable: Vec<u32>,
+}
+
+struct State {
+    rng: Rng,
+    rates: Faults,
+    now: u64,
+    flights: Vec<Flight>,
+    logs: HashMap<i32, Log>,
+    faults: u64,
+}
+
+/// The world's end.
+#[derive(Clone)]
+pub struct Media(Rc<RefCell<State>>);
+
+/// The drive's end.
+pub struct SimMover(Rc<RefCell<State>>);
+
+impl State {
+    fn happens(&mut self, per_mille: u32) -> bool {
+        self.rng.u32(..1000) < per_mille
+    }
+
+    /// The buffer comes back when the ring is full, as now and then it is.
+    fn start(&mut self, tag: OpTag, file: &Arc<File>, buf: Option<Buf>, op: Op) -> Result<(), Option<Buf>> {
+        // Full only while something is under way, whose end is the moment to try again.
+        if !self.flights.is_empty() && self.happens(self.rates.full) {
+            self.faults += 1;
+            return Err(buf);
+        }
+        let due = self.now + self.rng.u64(..self.rates.delay_max);
+        self.flights.push(Flight { due, tag, file: file.clone(), buf, op });
+        Ok(())
+    }
+
+    fn log(&mut self, file: &File) -> &mut Log {
+        let sectors = usize::try_from(file.metadata().unwrap().len()).unwrap().div_ceil(SECTOR);
+        let log = self.logs.entry(file.as_raw_fd()).or_default();
+        log.written.resize(sectors, 0);
+        log.durable.resize(sectors, 0);
+        log
+    }
+
+    fn finish(&mut self, mut flight: Flight) -> Moved {
+        let fails = self.happens(self.rates.errors);
+        let short = self.happens(self.rates.shorts);
+        self.faults += u64::from(short);
+        let error = fails.then(|| {
+            self.faults += 1;
+            let errno = [nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ETIMEDOUT, nix::libc::ESTALE];
+            io::Error::from_raw_os_error(errno[self.rng.usize(..errno.len())])
+        });
+        let (op, result) = match flight.op {
+            Op::Read { at, len } => {
+                let len = if short { self.rng.usize(1..=len) } else { len };
+                let buf = flight.buf.as_mut().unwrap();
+                let read = flight.file.read_at(&mut buf[..len], at);
+                (MoveOp::Read, error.map_or(read, Err))
+            }
+            Op::Write { at, len, durable } => {
+                // An interrupted write leaves whole sectors.
+                let sectors = len / SECTOR;
+                let some = if short || fails { self.rng.usize(..=sectors) * SECTOR } else { len };
+                let some = if fails { some } else { some.max(SECTOR.min(len)) };
+                let buf = flight.buf.as_ref().unwrap();
+                flight.file.write_all_at(&buf[..some], at).unwrap();
+                let first = usize::try_from(at).unwrap() / SECTOR;
+                let log = self.log(&flight.file);
+                for sector in first..(first + some.div_ceil(SECTOR)) {
+                    log.written[sector] += 1;
+                    if durable && !fails {
+                        log.durable[sector] = log.written[sector];
+                    }
+                }
+                (MoveOp::Write, error.map_or(Ok(some), Err))
+            }
+            Op::Sync { written } => {
+                if !fails {
+                    let log = self.log(&flight.file);
+                    for (durable, written) in log.durable.iter_mut().zip(written) {
+                        *durable = written.max(*durable);
+                    }
+                }
+                (MoveOp::Sync, error.map_or(Ok(0), Err))
+            }
+        };
+        Moved { tag: flight.tag, op, buf: flight.buf, result }
+    }
+}
+
+impl Media {
+    pub fn new(rng: Rng, rates: Faults) -> (Self, SimMover) {
+        let state = State { rng, rates, now: 0, flights: Vec::new(), logs: HashMap::new(), faults: 0 };
+        let state = Rc::new(RefCell::new(state));
+        (Self(state.clone()), SimMover(state))
+    }
+
+    /// Ends one operation that is due at `now`, any of them.
+    pub fn complete(&self, now: u64) -> Option<Moved> {
+        let mut state = self.0.borrow_mut();
+        state.now = now;
+        let due: Vec<usize> = (0..state.flights.len()).filter(|i| state.flights[*i].due <= now).collect();
+        if due.is_empty() {
+            return None;
+        }
+        let which = due[state.rng.usize(..due.len())];
+        let flight = state.flights.swap_remove(which);
+        Some(state.finish(flight))
+    }
+
+    /// When the next operation ends.
+    pub fn next_due(&self) -> Option<u64> {
+        self.0.borrow().flights.iter().map(|flight| flight.due).min()
+    }
+
+    /// Errors, short operations and refusals so far.
+    pub fn faults(&self) -> u64 {
+        self.0.borrow().faults
+    }
+
+    /// Sectors of `range` whose newest bytes would not survive a power cut.
+    pub fn volatile(&self, file: &File, range: std::ops::Range<usize>) -> Vec<usize> {
+        let mut state = self.0.borrow_mut();
+        let log = state.log(file);
+        range.filter(|sector| log.durable[*sector] < log.written[*sector]).collect()
+    }
+}
+
+impl Mover for SimMover {
+    fn read(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        len: usize,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        assert!(0 < len && len <= buf.len(), "read of {len} bytes");
+        self.0.borrow_mut().start(tag, file, Some(buf), Op::Read { at: at.0, len }).map_err(Option::unwrap)
+    }
+
+    fn write(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        len: usize,
+        durable: bool,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        assert!(0 < len && len <= buf.len(), "write of {len} bytes");
+        let mut state = self.0.borrow_mut();
+        state.start(tag, file, Some(buf), Op::Write { at: at.0, len, durable }).map_err(Option::unwrap)
+    }
+
+    fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
+        let mut state = self.0.borrow_mut();
+        let written = state.log(file).written.clone();
+        state.start(tag, file, None, Op::Sync { written }).is_ok()
+    }
+}

@@ -1,0 +1,113 @@
+//! What the disk must hold, sector by sector, and what a host may believe about it.
+//!
+//! Each sector's bytes name the write that put them there, so a wrong sector tells where it came from.
+
+use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+
+/// The model's unit, in bytes; every block size is a multiple.
+pub const SECTOR: usize = 512;
+
+/// A write, or 0 for what the image held at first.
+pub type WriteId = u64;
+
+/// One medium.
+pub struct Disk {
+    /// What each sector may hold: one write after a good CSW, several after a write that was cut short.
+    sectors: Vec<Vec<WriteId>>,
+    pub file: Arc<File>,
+    pub block: usize,
+    pub writable: bool,
+}
+
+/// The bytes that `write` puts into `sector`.
+fn fill(write: WriteId, sector: usize, bytes: &mut [u8]) {
+    let mut word =
+        write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (sector as u64).wrapping_mul(0xd1b5_4a32_d192_ed03);
+    for (index, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+        word = word.wrapping_add(0xa076_1d64_78bd_642f).rotate_left(23);
+        let value = match index {
+            0 => write,
+            1 => sector as u64,
+            _ => word,
+        };
+        chunk.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// The bytes of a write of whole sectors.
+pub fn bytes_of(write: WriteId, first: usize, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count * SECTOR];
+    for (index, chunk) in bytes.chunks_exact_mut(SECTOR).enumerate() {
+        fill(write, first + index, chunk);
+    }
+    bytes
+}
+
+impl Disk {
+    /// Fills `file` with what the medium holds at first.
+    pub fn new(file: Arc<File>, blocks: usize, block: usize, writable: bool) -> Self {
+        let sectors = blocks * block / SECTOR;
+        file.write_all_at(&bytes_of(0, 0, sectors), 0).unwrap();
+        Self { sectors: vec![vec![0]; sectors], file, block, writable }
+    }
+
+    pub fn blocks(&self) -> usize {
+        self.sectors.len() * SECTOR / self.block
+    }
+
+    /// Sectors of a run of blocks.
+    pub fn sectors(&self, lba: usize, count: usize) -> std::ops::Range<usize> {
+        let per_block = self.block / SECTOR;
+        lba * per_block..(lba + count) * per_block
+    }
+
+    /// A write that got a good CSW.
+    pub fn written(&mut self, write: WriteId, sectors: std::ops::Range<usize>) {
+        for sector in &mut self.sectors[sectors] {
+            *sector = vec![write];
+        }
+    }
+
+    /// A write that was cut short: old or new, sector by sector.
+    pub fn perhaps_written(&mut self, write: WriteId, sectors: std::ops::Range<usize>) {
+        for sector in &mut self.sectors[sectors] {
+            sector.push(write);
+        }
+    }
+
+    /// Checks what the host read from `first` on; a last partial sector counts. What was read is from then on the truth.
+    pub fn check(&mut self, first: usize, bytes: &[u8]) -> Result<(), String> {
+        let mut expected = [0; SECTOR];
+        for (sector, got) in (first..).zip(bytes.chunks(SECTOR)) {
+            let allowed = &mut self.sectors[sector];
+            let found = allowed.iter().copied().find(|write| {
+                fill(*write, sector, &mut expected);
+                got == &expected[..got.len()]
+            });
+            match found {
+                Some(write) => *allowed = vec![write],
+                None => {
+                    return Err(format!("sector {sector} may hold {allowed:?} but holds {}", describe(got)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The image itself, at the end of a run.
+    pub fn check_image(&mut self) -> Result<(), String> {
+        let mut image = vec![0; self.sectors.len() * SECTOR];
+        self.file.read_exact_at(&mut image, 0).unwrap();
+        self.check(0, &image)
+    }
+}
+
+fn describe(bytes: &[u8]) -> String {
+    let word = |at: usize| bytes.get(at..at + 8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    match (word(0), word(8)) {
+        (Some(write), Some(sector)) if write < 1 << 32 && sector < 1 << 32 => {
+            format!("write {write} of sector {sector}, or a mixture with it")
+        }
+        _ => format!("{:02x?}…", &bytes[..bytes.len().min(16)]),
+    }
+}

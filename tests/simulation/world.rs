@@ -1,0 +1,97 @@
+//! One run's world: a virtual clock, the bus, the medium and the device, and what happens next.
+//!
+//! Everything that could happen now happens in an order that the seed chooses; the clock moves only when nothing can.
+
+use std::{cell::Cell, collections::VecDeque, rc::Rc};
+
+use crate::{bus::Bus, dut::Dut, media::Media};
+use fastrand::Rng;
+
+/// Virtual nanoseconds.
+pub type Nanos = u64;
+
+/// What ep0 tells the device.
+pub enum BusSignal {
+    Enabled {
+        max_packet: u16,
+    },
+    Disabled,
+    /// Bulk-Only Mass Storage Reset; the device sets the cell when it has done it.
+    Reset(Rc<Cell<bool>>),
+}
+
+pub struct World {
+    pub now: Nanos,
+    pub rng: Rng,
+    pub bus: Bus,
+    pub media: Media,
+    pub device: Dut,
+    signals: VecDeque<BusSignal>,
+}
+
+enum Next {
+    Signal,
+    Endpoints,
+    Moved,
+    Wake,
+}
+
+impl World {
+    pub fn new(rng: Rng, bus: Bus, media: Media, device: Dut) -> Self {
+        Self { now: 0, rng, bus, media, device, signals: VecDeque::new() }
+    }
+
+    pub fn signal(&mut self, signal: BusSignal) {
+        self.signals.push_back(signal);
+    }
+
+    pub fn signals_pending(&self) -> bool {
+        !self.signals.is_empty()
+    }
+
+    /// Lets one thing happen. `false`: nothing will ever happen unless the host does something.
+    pub fn step(&mut self) -> bool {
+        let due = |at: Option<Nanos>| at.is_some_and(|at| at <= self.now);
+        let possible = [
+            (self.signals_pending(), Next::Signal),
+            (self.bus.has_done(), Next::Endpoints),
+            (due(self.media.next_due()), Next::Moved),
+            (due(self.device.deadline), Next::Wake),
+        ];
+        let mut possible: Vec<Next> =
+            possible.into_iter().filter_map(|(now, next)| now.then_some(next)).collect();
+        if possible.is_empty() {
+            let later = self.media.next_due().into_iter().chain(self.device.deadline).min();
+            self.now = later.unwrap_or(self.now);
+            return later.is_some();
+        }
+        match possible.swap_remove(self.rng.usize(..possible.len())) {
+            Next::Signal => {
+                let signal = self.signals.pop_front().unwrap();
+                self.device.signal(self.now, signal);
+            }
+            Next::Endpoints => self.device.endpoints(self.now),
+            Next::Moved => {
+                let moved = self.media.complete(self.now).unwrap();
+                self.device.moved(self.now, moved);
+            }
+            Next::Wake => self.device.wake(self.now),
+        }
+        true
+    }
+
+    /// A few things happen while the host is busy elsewhere.
+    pub fn idle(&mut self, most: usize) {
+        for _ in 0..self.rng.usize(..=most) {
+            self.now += self.rng.u64(..20_000);
+            if !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Until the device has nothing left to do. `false`: it never ends.
+    pub fn settle(&mut self) -> bool {
+        (0..100_000).any(|_| !self.step())
+    }
+}
