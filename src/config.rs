@@ -4,6 +4,8 @@
 //! lengths fit the INQUIRY fields, no key is unknown. Whether an image or a UDC exists is for the room that opens it.
 //! `docs/configuration.md` lists every key; a test keeps it, the example beside it and this file the same.
 
+mod source;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU16;
@@ -11,6 +13,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use source::Source;
 use toml::Spanned;
 
 use crate::{
@@ -29,9 +32,7 @@ pub const SOCKET_DEFAULT: &str = "/run/ringdrive/control.sock";
 pub const CONFIG_DEFAULT: &str = "/etc/ringdrive/ringdrived.toml";
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const NAME_LEN_MAX: usize = 32;
 const SERIAL_LEN_MAX: usize = 64;
-const USB_STRING_UNITS_MAX: usize = 126;
 /// `sun_path` holds 108 bytes, the last one NUL.
 const SOCKET_PATH_LEN_MAX: usize = 107;
 
@@ -521,137 +522,6 @@ fn default_drive_serial(gadget: &str, index: usize) -> String {
     let mut serial: String = gadget.chars().filter(char::is_ascii_graphic).take(SERIAL_LEN_MAX - 4).collect();
     serial.push_str(&format!("-{index}"));
     serial
-}
-
-/// The text, for errors that say where.
-struct Source<'a> {
-    text: &'a str,
-    origin: &'a str,
-}
-
-impl Source<'_> {
-    fn invalid(&self, span: Range<usize>, cause: impl Into<String>, cure: impl Into<String>) -> ConfigError {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        ConfigError::Invalid {
-            origin: self.origin.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before.get(line_start..).unwrap_or_default().chars().count() + 1,
-            cause: cause.into(),
-            cure: cure.into(),
-        }
-    }
-
-    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
-        let message = error.message().trim_end().replace('\n', ", ");
-        let cure = nearest(&message).map_or_else(
-            || "docs/configuration.md lists every key with its values".to_owned(),
-            |near| format!("did you mean `{near}`?"),
-        );
-        self.invalid(error.span().unwrap_or(0..0), message, cure)
-    }
-
-    /// A name in configfs, in a mount table and on a command line.
-    fn name(&self, value: Spanned<String>, what: &str) -> Result<String, ConfigError> {
-        let span = value.span();
-        let name = value.into_inner();
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if (1..=NAME_LEN_MAX).contains(&name.len())
-            && name.chars().all(plain)
-            && name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        {
-            return Ok(name);
-        }
-        Err(self.invalid(
-            span,
-            format!("the {what} {name:?} cannot be used"),
-            format!(
-                "use 1 to {NAME_LEN_MAX} letters, digits, `_`, `-` and `.`, the first a letter, a digit or `_`"
-            ),
-        ))
-    }
-
-    fn udc(&self, value: Spanned<String>) -> Result<String, ConfigError> {
-        let span = value.span();
-        let name = value.into_inner();
-        if (1..=64).contains(&name.len())
-            && name.chars().all(|c| c.is_ascii_graphic() && c != '/')
-            && !name.starts_with('.')
-        {
-            return Ok(name);
-        }
-        Err(self.invalid(
-            span,
-            format!("{name:?} is not a USB device controller's name"),
-            "use a name from `ls /sys/class/udc`, or remove the key to use the only one",
-        ))
-    }
-
-    fn absolute(&self, value: Spanned<String>, key: &str) -> Result<PathBuf, ConfigError> {
-        let span = value.span();
-        let path = PathBuf::from(value.into_inner());
-        if path.is_absolute() && !path.as_os_str().as_encoded_bytes().contains(&0) {
-            return Ok(path);
-        }
-        Err(self.invalid(
-            span,
-            format!("{key} is not an absolute path"),
-            "start it with `/`: the daemon has no current directory to speak of",
-        ))
-    }
-
-    fn usb_string(&self, value: Spanned<String>, key: &str) -> Result<String, ConfigError> {
-        let span = value.span();
-        let text = value.into_inner();
-        if (1..=USB_STRING_UNITS_MAX).contains(&text.encode_utf16().count())
-            && !text.chars().any(char::is_control)
-        {
-            return Ok(text);
-        }
-        Err(self.invalid(
-            span,
-            format!("{key} does not fit a USB string descriptor"),
-            format!("use 1 to {USB_STRING_UNITS_MAX} characters, none of them a control character"),
-        ))
-    }
-
-    fn inquiry(&self, value: Spanned<String>, key: &str, len_max: usize) -> Result<String, ConfigError> {
-        let span = value.span();
-        let text = value.into_inner();
-        if (1..=len_max).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return Ok(text);
-        }
-        Err(self.invalid(
-            span,
-            format!("{key} {text:?} does not fit its INQUIRY field"),
-            format!("use 1 to {len_max} printable ASCII characters"),
-        ))
-    }
-}
-
-/// What was probably meant, from serde's "unknown field `x`, expected one of `y`, `z`".
-fn nearest(message: &str) -> Option<&str> {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let wrong = quoted.next().filter(|_| message.starts_with("unknown "))?;
-    quoted
-        .map(|candidate| (distance(wrong, candidate), candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 4)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Edits between two words (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.bytes().take(64).enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in to.bytes().enumerate() {
-            let substituted = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[to.len()]
 }
 
 #[cfg(test)]

@@ -13,15 +13,22 @@ use crate::control::protocol::EVENTS;
 
 const EXAMPLES_AND_EXIT_CODES: &str = "\
 Examples:
-  ringdrive state                            what is in the drives
-  ringdrive insert cd debian.iso             into the drive named cd
-  ringdrive insert flash disk.img --rw       the host may write to it
-  ringdrive insert 0 private.iso --send-fd   open the file here, as you, not as the daemon
-  ringdrive eject cd                         politely: the host may have locked it
-  ringdrive eject cd --force                 anyway
-  ringdrive set flash --kind optical         make the empty flash drive a second CD drive
-  ringdrive events --json inserted ejected   follow what happens, a JSON object a line
-  RINGDRIVE_KEY=$(ringdrive lock cd) ringdrive insert cd a.iso   while others are kept out
+  See what is in the drives:
+    ringdrive state
+  Give the host another CD:
+    ringdrive eject cd && ringdrive insert cd debian.iso
+  A disk that the host may write to:
+    ringdrive insert flash disk.img --rw
+  A file that only you may read, not the daemon:
+    ringdrive insert 0 private.iso --send-fd
+  Make the empty flash drive a second CD drive:
+    ringdrive set flash --kind optical
+  Follow what happens, a JSON object a line:
+    ringdrive events --json inserted ejected
+  Keep others out for a while:
+    export RINGDRIVE_KEY=$(ringdrive lock cd)
+    ringdrive insert cd debian.iso
+    ringdrive unlock cd
 
 Exit codes:
   0  done
@@ -31,18 +38,20 @@ Exit codes:
   4  no answer in time; it may still be done
   5  anything else: connection lost, output cannot be written";
 
+const GLOBAL: &str = "Options of every command";
+
 /// Insert images into the virtual USB drives of a running ringdrived, eject them, and watch.
 #[derive(Debug, Parser)]
 #[command(name = "ringdrive", version, after_long_help = EXAMPLES_AND_EXIT_CODES, max_term_width = 100)]
 pub(super) struct Arguments {
     /// The daemon's control socket.
-    #[arg(long, global = true, env = "RINGDRIVE_SOCKET", default_value = SOCKET_DEFAULT, value_name = "PATH")]
+    #[arg(long, global = true, help_heading = GLOBAL, env = "RINGDRIVE_SOCKET", default_value = SOCKET_DEFAULT, value_name = "PATH")]
     pub(super) socket: PathBuf,
     /// How long to wait for an answer, in seconds.
-    #[arg(long, global = true, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
+    #[arg(long, global = true, help_heading = GLOBAL, default_value = "30", value_parser = seconds, value_name = "SECONDS")]
     pub(super) timeout: Duration,
     /// Print JSON instead of text, one object a line; errors too, on standard error.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(super) json: bool,
     #[command(subcommand)]
     pub(super) command: Command,

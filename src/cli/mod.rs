@@ -7,7 +7,6 @@
 mod args;
 mod show;
 
-use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -24,7 +23,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::control::{Client, ClientError};
+use crate::control::{Client, ClientError, with_sources};
 use crate::drive::ImageState;
 use args::{Arguments, Command};
 
@@ -60,16 +59,7 @@ impl Failure {
     }
 
     fn report(&self, json: bool) {
-        let mut message = self.to_string();
-        let mut source = match self {
-            // Transparent: its message is already there.
-            Self::Client(error) => error.source(),
-            other => other.source(),
-        };
-        while let Some(error) = source {
-            message.push_str(&format!(" ({error})"));
-            source = error.source();
-        }
+        let message = with_sources(self);
         let line = match self {
             Self::Client(ClientError::Refused { code, kind, message, cure }) if json => {
                 json!({"error": {"code": code, "kind": kind, "message": message, "cure": cure}}).to_string()
@@ -128,7 +118,8 @@ fn connect(arguments: &Arguments) -> Result<Client, ClientError> {
 fn request(command: &Command) -> Result<(&'static str, Value, Option<File>), Failure> {
     let params = |drive: &str, key: Option<&String>, more: Value| {
         let mut params = Map::from_iter([("drive".to_owned(), args::drive(drive))]);
-        params.extend(key.map(|key| ("key".to_owned(), json!(key))));
+        // An exported variable that is empty is no key.
+        params.extend(key.filter(|key| !key.is_empty()).map(|key| ("key".to_owned(), json!(key))));
         if let Value::Object(more) = more {
             params.extend(more);
         }

@@ -134,6 +134,7 @@ fn strings_that_do_not_fit_their_inquiry_field_are_refused() {
         let long = disk(&format!("{key} = '{}'", "x".repeat(len + 1)));
         check_refusal(&long, &format!("6:{}", key.len() + 4), &[&format!("1 to {len} printable ASCII")]);
         refusal(&disk(&format!("{key} = ''")));
+        refusal(&disk(&format!("{key} = '  '")));
         refusal(&disk(&format!("{key} = 'é'")));
         refusal(&disk(&format!("{key} = \"a\\n\"")));
     }

@@ -216,7 +216,7 @@ impl Connection {
     }
 
     pub(super) fn wants_read(&self) -> bool {
-        self.reading
+        self.reading && !self.broken
     }
 
     pub(super) fn wants_write(&self) -> bool {

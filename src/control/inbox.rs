@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::EVENTS_MAX;
-use super::protocol::{ErrorKind, Failure};
+use super::failure::{ErrorKind, Failure};
 use crate::drive::{DriveState, Event};
 
 /// A connection, for as long as the server runs: never used twice.

@@ -1,7 +1,6 @@
 //! Inserting: the one request that may block, because opening a file on a server that is gone does. Runs on a thread of its
 //! own, whose number is bounded; the server's thread and the functions' threads never wait for it.
 
-use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +10,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::OPENING_MAX;
+use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{Pending, Reply};
-use super::protocol::{ErrorKind, Failure, ImageSource};
+use super::protocol::ImageSource;
 use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, block_size};
 use crate::media::{Access, Image};
 use crate::scsi::Kind;
@@ -151,17 +151,18 @@ fn open(state: &DriveState, source: Source, kind: Option<Kind>, rw: Option<bool>
     opened.map_err(|error| Failure::from_message(ErrorKind::Image, &with_sources(&error)))
 }
 
-/// The error and what it came from, the cure staying last.
-fn with_sources(error: &dyn Error) -> String {
-    let message = error.to_string();
-    let mut causes = String::new();
-    let mut source = error.source();
-    while let Some(error) = source {
-        causes.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    match message.rsplit_once("; ") {
-        Some((cause, cure)) => format!("{cause}{causes}; {cure}"),
-        None => message + &causes,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_threads_block_than_may_and_places_come_back() {
+        let taken = Arc::default();
+        let permits: Vec<_> = (0..OPENING_MAX).map(|_| Permit::take(&taken).unwrap()).collect();
+        assert!(Permit::take(&taken).is_none());
+        assert!(Permit::take(&taken).is_none());
+        drop(permits);
+        assert_eq!((0..OPENING_MAX * 2).filter_map(|_| Permit::take(&taken)).count(), OPENING_MAX * 2);
+        assert_eq!(taken.load(Ordering::Relaxed), 0);
     }
 }

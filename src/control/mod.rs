@@ -14,11 +14,13 @@
 //! | a line | [`protocol::LINE_BYTES_MAX`] | one error line, closed |
 //! | unanswered requests of a client | [`REQUESTS_PER_CLIENT_MAX`] | refused as `busy` |
 //! | inserts that are opening their image | [`OPENING_MAX`] | refused as `busy` |
+//! | replugs | 1 | refused as `busy` |
 //! | bytes that a client has not read | [`OUTPUT_BYTES_MAX`] | events are dropped and counted, then closed |
 //! | events that the server has not read | [`EVENTS_MAX`] | dropped and counted |
 
 mod client;
 mod connection;
+mod failure;
 mod inbox;
 mod insert;
 mod peer;
@@ -28,6 +30,7 @@ mod service;
 mod socket;
 
 pub use client::{Client, ClientError};
+pub use failure::with_sources;
 pub use inbox::EventSink;
 pub use server::{Daemon, FunctionHandle, Running, Server};
 pub use socket::SocketError;
@@ -36,7 +39,7 @@ pub use socket::SocketError;
 pub const CLIENTS_MAX: usize = 64;
 /// Requests of one client that wait for their answer.
 pub const REQUESTS_PER_CLIENT_MAX: usize = 16;
-/// Inserts, of all clients, that wait for their image to be opened; a replug counts as one.
+/// Inserts, of all clients, that wait for their image to be opened.
 pub const OPENING_MAX: usize = 8;
 /// Bytes that wait for one client to read them. Events may take half of it, so that answers find room.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;

@@ -8,8 +8,10 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+pub use super::failure::ErrorKind;
+use super::failure::Failure;
 use crate::bot::StallPolicy;
-use crate::drive::{DriveIndex, DriveState, Event, Refusal};
+use crate::drive::{DriveIndex, DriveState, Event};
 use crate::scsi::Kind;
 
 /// Longest line that a client may send, newline included.
@@ -190,182 +192,6 @@ pub struct DriveReport {
     pub drive: DriveState,
     /// Whether a client holds it locked.
     pub locked: bool,
-}
-
-/// Why a request was not carried out, for a program. A closed list; codes never change their meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The line is not JSON.
-    Parse,
-    /// It is, but no request.
-    InvalidRequest,
-    /// No such method.
-    MethodNotFound,
-    /// The method does not take this.
-    InvalidParams,
-    /// No drive has that index or name.
-    NoSuchDrive,
-    /// Another client holds the drive.
-    Locked,
-    /// Nobody does.
-    NotLocked,
-    /// The host prevents removal.
-    Prevented,
-    /// There is an image in the drive.
-    Occupied,
-    /// There is none.
-    Empty,
-    /// The setting cannot change while there is one.
-    Inserted,
-    /// Optical drives are read-only.
-    Optical,
-    /// The drive is not of the kind asked for.
-    WrongKind,
-    /// The image cannot be opened or used.
-    Image,
-    /// What the host wrote could not be stored.
-    Sync,
-    /// The file descriptor is missing, or there are several.
-    Descriptor,
-    /// Too much at once.
-    Busy,
-    /// The function has stopped.
-    Stopped,
-    /// The gadget could not be plugged in again.
-    Replug,
-    /// The peer may not use the socket.
-    NotPermitted,
-    /// All places are taken.
-    TooManyClients,
-}
-
-impl ErrorKind {
-    /// All of them.
-    pub const ALL: [Self; 21] = [
-        Self::Parse,
-        Self::InvalidRequest,
-        Self::MethodNotFound,
-        Self::InvalidParams,
-        Self::NoSuchDrive,
-        Self::Locked,
-        Self::NotLocked,
-        Self::Prevented,
-        Self::Occupied,
-        Self::Empty,
-        Self::Inserted,
-        Self::Optical,
-        Self::WrongKind,
-        Self::Image,
-        Self::Sync,
-        Self::Descriptor,
-        Self::Busy,
-        Self::Stopped,
-        Self::Replug,
-        Self::NotPermitted,
-        Self::TooManyClients,
-    ];
-
-    /// JSON-RPC's own code, or ours: from 1.
-    pub const fn code(self) -> i32 {
-        match self {
-            Self::Parse => -32700,
-            Self::InvalidRequest => -32600,
-            Self::MethodNotFound => -32601,
-            Self::InvalidParams => -32602,
-            Self::NoSuchDrive => 1,
-            Self::Locked => 2,
-            Self::NotLocked => 3,
-            Self::Prevented => 4,
-            Self::Occupied => 5,
-            Self::Empty => 6,
-            Self::Inserted => 7,
-            Self::Optical => 8,
-            Self::WrongKind => 9,
-            Self::Image => 10,
-            Self::Sync => 11,
-            Self::Descriptor => 12,
-            Self::Busy => 13,
-            Self::Stopped => 14,
-            Self::Replug => 15,
-            Self::NotPermitted => 16,
-            Self::TooManyClients => 17,
-        }
-    }
-
-    /// `data.kind`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Parse => "parse",
-            Self::InvalidRequest => "invalid_request",
-            Self::MethodNotFound => "method_not_found",
-            Self::InvalidParams => "invalid_params",
-            Self::NoSuchDrive => "no_such_drive",
-            Self::Locked => "locked",
-            Self::NotLocked => "not_locked",
-            Self::Prevented => "prevented",
-            Self::Occupied => "occupied",
-            Self::Empty => "empty",
-            Self::Inserted => "inserted",
-            Self::Optical => "optical",
-            Self::WrongKind => "wrong_kind",
-            Self::Image => "image",
-            Self::Sync => "sync",
-            Self::Descriptor => "descriptor",
-            Self::Busy => "busy",
-            Self::Stopped => "stopped",
-            Self::Replug => "replug",
-            Self::NotPermitted => "not_permitted",
-            Self::TooManyClients => "too_many_clients",
-        }
-    }
-}
-
-/// An error object before it is JSON.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: ErrorKind,
-    pub(super) cause: String,
-    pub(super) cure: String,
-}
-
-impl Failure {
-    pub(super) fn new(kind: ErrorKind, cause: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self { kind, cause: cause.into(), cure: cure.into() }
-    }
-
-    /// From a message of the form "cause; cure".
-    pub(super) fn from_message(kind: ErrorKind, message: &str) -> Self {
-        let (cause, cure) = message.rsplit_once("; ").unwrap_or((message, "see the daemon's log"));
-        Self::new(kind, cause, cure)
-    }
-
-    fn params(cause: impl Into<String>) -> Self {
-        Self::new(ErrorKind::InvalidParams, cause, "see the method in docs/control.md")
-    }
-
-    fn request(cause: impl Into<String>, cure: impl Into<String>) -> Self {
-        Self::new(ErrorKind::InvalidRequest, cause, cure)
-    }
-}
-
-impl From<&Refusal> for Failure {
-    fn from(refusal: &Refusal) -> Self {
-        let kind = match refusal {
-            Refusal::Prevented => ErrorKind::Prevented,
-            Refusal::Occupied(_) => ErrorKind::Occupied,
-            Refusal::Empty => {
-                return Self::new(ErrorKind::Empty, refusal.to_string(), "insert an image first");
-            }
-            Refusal::NoDrive => ErrorKind::NoSuchDrive,
-            Refusal::KindChanged => ErrorKind::WrongKind,
-            Refusal::Inserted(_) => ErrorKind::Inserted,
-            Refusal::Optical => ErrorKind::Optical,
-            Refusal::Sync(_) => ErrorKind::Sync,
-            Refusal::Busy => ErrorKind::Busy,
-            Refusal::Stopped => ErrorKind::Stopped,
-        };
-        Self::from_message(kind, &refusal.to_string())
-    }
 }
 
 /// The tag of an event.
@@ -629,4 +455,65 @@ fn line(message: &Value) -> Vec<u8> {
 /// The result of a method that concerns one drive.
 pub(super) fn drive_result(drive: DriveIndex) -> Value {
     json!({"drive": drive})
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Values that look like requests often enough to get past the first check.
+    fn value() -> impl Strategy<Value = Value> {
+        let words: Vec<_> = ["2.0", "jsonrpc", "cd", "/a", "auto", "disk", "inserted"]
+            .into_iter()
+            .chain(Method::ALL.map(Method::name))
+            .collect();
+        let names =
+            ["drive", "path", "fd", "name", "kind", "rw", "key", "force", "stall", "events", "id", "other"];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+            prop::sample::select(words).prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 6, move |inner| {
+            let key = prop::sample::select(names.to_vec()).prop_map(str::to_owned);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map(key, inner, 0..6)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    /// Whatever a line says, it is a request or has one line of JSON for an answer.
+    fn check(line: &[u8]) {
+        if let Err((id, failure)) = parse(line) {
+            let answer = answer(&id, Err(failure));
+            assert_eq!(answer.iter().filter(|byte| **byte == b'\n').count(), 1);
+            let answer: Value = serde_json::from_slice(&answer).unwrap();
+            assert!(answer["error"]["data"]["cure"].is_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(line in prop::collection::vec(any::<u8>(), 0..256)) {
+            check(&line);
+        }
+
+        #[test]
+        fn any_call_is_answered(
+            method in prop::sample::select(Method::ALL.to_vec()),
+            params in value(),
+            id in value(),
+        ) {
+            let method = method.name();
+            let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+            check(request.to_string().as_bytes());
+        }
+    }
 }

@@ -17,9 +17,10 @@ use nix::unistd::{Gid, Uid, geteuid};
 use serde_json::{Value, json};
 
 use super::connection::{Connection, TooLong};
+use super::failure::{ErrorKind, Failure};
 use super::inbox::{ClientId, EventSink, Inbox, Message, Pending, Reply};
 use super::peer::{Permission, groups_of};
-use super::protocol::{self, Call, ErrorKind, Failure, LINE_BYTES_MAX, event_name};
+use super::protocol::{self, Call, LINE_BYTES_MAX, event_name};
 use super::service::Service;
 use super::socket::{Listener, SocketError, find_group};
 use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX};
@@ -139,10 +140,11 @@ struct Loop {
     listener: Listener,
     permission: Permission,
     inbox: Arc<Inbox>,
-    service: Service,
     clients: BTreeMap<ClientId, Connection>,
     next_client: u64,
     accept_after: Option<Instant>,
+    /// Last: it may have a replug to wait for, and clients need not.
+    service: Service,
 }
 
 /// What poll(2) found.
@@ -315,12 +317,39 @@ impl Loop {
         }
     }
 
+    /// Makes room: whoever left before somebody new came does not count, even if poll(2) has not said so yet.
+    fn remove_hung_up(&mut self) {
+        let mut fds: Vec<_> =
+            self.clients.values().map(|client| PollFd::new(client.as_fd(), PollFlags::empty())).collect();
+        if poll(&mut fds, PollTimeout::ZERO).is_err() {
+            return;
+        }
+        let hung_up: Vec<_> = self
+            .clients
+            .keys()
+            .copied()
+            .zip(&fds)
+            .filter(|(_, fd)| fd.any() == Some(true))
+            .map(|(id, _)| id)
+            .collect();
+        for client in hung_up {
+            // What it asked for before it left is done all the same; there is an end to it.
+            while self.clients.get(&client).is_some_and(Connection::wants_read) {
+                self.serve(client, PollFlags::POLLIN);
+            }
+            self.clients.remove(&client);
+        }
+    }
+
     fn admit(&mut self, stream: UnixStream) {
         let Ok(peer) = getsockopt(&stream, PeerCredentials) else { return };
         if stream.set_nonblocking(true).is_err() {
             return;
         }
         let (uid, gid) = (Uid::from_raw(peer.uid()), Gid::from_raw(peer.gid()));
+        if self.clients.len() >= CLIENTS_MAX {
+            self.remove_hung_up();
+        }
         let refusal = if self.clients.len() >= CLIENTS_MAX {
             Some(Failure::new(
                 ErrorKind::TooManyClients,

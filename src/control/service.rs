@@ -3,17 +3,16 @@
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use super::failure::{ErrorKind, Failure};
 use super::inbox::{Pending, Reply};
 use super::insert::{Insert, Permit, Source};
-use super::protocol::{
-    Call, Change, DriveRef, DriveReport, ErrorKind, Failure, InsertParams, PROTOCOL_VERSION, drive_result,
-};
+use super::protocol::{Call, Change, DriveRef, DriveReport, InsertParams, PROTOCOL_VERSION, drive_result};
 use super::server::{Daemon, FunctionHandle};
 use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, Setting};
 
@@ -23,6 +22,9 @@ pub(super) struct Service {
     drives: Vec<Place>,
     daemon: Arc<dyn Daemon>,
     opening: Arc<AtomicUsize>,
+    /// Set while the gadget is being plugged in again.
+    replugging: Arc<AtomicBool>,
+    replug: Option<JoinHandle<()>>,
 }
 
 /// Where a drive is, and who holds it.
@@ -43,7 +45,7 @@ impl Service {
             }
         }
         let functions = functions.into_iter().map(|function| function.handle).collect();
-        Self { functions, drives, daemon, opening: Arc::default() }
+        Self { functions, drives, daemon, opening: Arc::default(), replugging: Arc::default(), replug: None }
     }
 
     /// Carries out a call that is about drives. The answer goes through `pending`, now or later.
@@ -64,19 +66,7 @@ impl Service {
             },
             Call::Lock(params) => self.lock(&params.drive, params.key),
             Call::Unlock(params) => self.unlock(&params.drive, params.key.as_deref(), params.force),
-            Call::Replug => match self.permit() {
-                Ok(permit) => {
-                    let daemon = Arc::clone(&self.daemon);
-                    return spawn(permit, pending, move |pending| {
-                        let result = daemon.replug();
-                        pending.answer(match result {
-                            Ok(()) => Ok(Reply::Value(json!({}))),
-                            Err(message) => Err(Failure::from_message(ErrorKind::Replug, &message)),
-                        });
-                    });
-                }
-                Err(failure) => Err(failure),
-            },
+            Call::Replug => return self.replug(pending),
             Call::Version => Ok(json!({"version": env!("CARGO_PKG_VERSION"), "protocol": PROTOCOL_VERSION})),
             // The connection's: the server answers them before it asks us.
             Call::Subscribe(_) | Call::Shutdown => Ok(json!({})),
@@ -108,6 +98,39 @@ impl Service {
             let gather = Arc::clone(&gather);
             let reply = ReplyTo::new(move |drives| gather.lock().put(part, drives));
             function.send(Request::State { reply });
+        }
+    }
+
+    fn replug(&mut self, pending: Pending) {
+        if self.replugging.swap(true, Ordering::Acquire) {
+            let cause = "the gadget is being plugged in again already";
+            return pending.answer(Err(Failure::new(ErrorKind::Busy, cause, "wait for it")));
+        }
+        self.join_replug();
+        let (daemon, replugging) = (Arc::clone(&self.daemon), Arc::clone(&self.replugging));
+        let thread = thread::Builder::new().name("control-replug".to_owned()).spawn(move || {
+            let result = daemon.replug();
+            replugging.store(false, Ordering::Release);
+            pending.answer(match result {
+                Ok(()) => Ok(Reply::Value(json!({}))),
+                Err(message) => Err(Failure::from_message(ErrorKind::Replug, &message)),
+            });
+        });
+        match thread {
+            Ok(thread) => self.replug = Some(thread),
+            // The closure is gone, and has answered as it went.
+            Err(error) => {
+                self.replugging.store(false, Ordering::Release);
+                tracing::error!(%error, "cannot start a thread to plug the gadget in again");
+            }
+        }
+    }
+
+    fn join_replug(&mut self) {
+        if let Some(thread) = self.replug.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that plugs the gadget in again has panicked");
         }
     }
 
@@ -190,6 +213,13 @@ impl Service {
                 Ok(json!({"drive": at}))
             }
         }
+    }
+}
+
+impl Drop for Service {
+    /// Whoever ends the server takes the gadget down next: nobody may hold it any more.
+    fn drop(&mut self) {
+        self.join_replug();
     }
 }
 

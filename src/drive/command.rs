@@ -181,13 +181,13 @@ pub enum Refusal {
     #[error("the drive holds {0:?}; eject it first")]
     Occupied(String),
     /// There is no such drive.
-    #[error("there is no such drive")]
+    #[error("the function has no such drive; see `ringdrive state`")]
     NoDrive,
     /// The drive became another kind between the opening of the image and its insertion.
     #[error("the drive's kind has just changed; insert again")]
     KindChanged,
     /// There is no image in the drive.
-    #[error("the drive is empty")]
+    #[error("the drive is empty; insert an image first")]
     Empty,
     /// The setting cannot change while an image is inserted.
     #[error("{0} cannot change while an image is inserted; eject it first")]

@@ -233,12 +233,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     pub(super) fn synced(&mut self, result: io::Result<usize>) -> Result<(), PipeError> {
-        // The sync of an abandoned command must not touch the phase of the next.
-        if !matches!(self.phase, Phase::Sync { .. }) {
-            return Ok(());
-        }
-        let Phase::Sync { pending, unload } = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            return Ok(());
+        let (pending, unload) = match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Sync { pending, unload } => (pending, unload),
+            // It was the sync of an abandoned command.
+            other => {
+                self.phase = other;
+                return Ok(());
+            }
         };
         let lun = self.open.lun;
         let result = match result {

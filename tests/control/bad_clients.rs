@@ -228,6 +228,12 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let fake = Fake::start();
     let path = fake.image("a.img", 4096);
     let file = File::open(&path).unwrap();
+    let check_closed = || {
+        // Ours is the only one in this process, which the server runs in, too.
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let left = open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)).count();
+        assert_eq!(left, 1);
+    };
     let mut peer = fake.connect();
     peer.send_with(&request(1, "version", &json!({})), &[&file]);
     peer.receive().unwrap();
@@ -236,18 +242,20 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let many = [&file; 100];
     peer.send_with(&request(1, "state", &json!({})), &many);
     peer.receive().unwrap();
+    check_closed();
     let insert = request(1, "insert", &json!({"drive": 1, "fd": true}));
+    let answer = peer.ask(&insert);
+    assert_eq!(
+        answer["error"]["message"], "no file descriptor came with the request",
+        "an old one is not a new one's"
+    );
     for files in [vec![&file, &file], many.to_vec()] {
         peer.send_with(&insert, &files);
         assert_eq!(peer.receive().unwrap()["error"]["data"]["kind"], "descriptor");
     }
     peer.send_with(&request(1, "insert", &json!({"drive": 7, "fd": true})), &[&file]);
     assert_eq!(peer.receive().unwrap()["error"]["data"]["kind"], "no_such_drive");
-    peer.check_alive();
-    // Ours is the only one left in this process, which the server runs in, too.
-    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let left = open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)).count();
-    assert_eq!(left, 1);
+    check_closed();
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! `ringdrive`, the program, against the fake drives.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Group, Pid, geteuid};
 use ringdrive::drive::Event;
 use serde_json::{Value, json};
 
@@ -65,7 +68,8 @@ fn a_day_with_two_drives() {
         format!("drive 0: inserted {iso} (6.1 MB, read-only)\n")
     );
     fake.fails(&["insert", "0", "a.iso"], 1, "eject it first");
-    let key = fake.says(&["lock", "flash"]);
+    let no_key = ringdrive(&fake.socket()).env("RINGDRIVE_KEY", "").args(["lock", "flash"]).output().unwrap();
+    let key = Ran::from(no_key).stdout;
     let key = key.trim();
     fake.fails(&["set", "flash", "--rw", "on"], 1, "is locked");
     assert_eq!(fake.says(&["set", "flash", "--rw", "on", "--key", key]), "");
@@ -88,7 +92,7 @@ fn a_day_with_two_drives() {
     fake.says(&["unlock", "flash", "--force"]);
     fake.says(&["replug"]);
     fake.says(&["shutdown"]);
-    assert_eq!(fake.daemon.try_iter().collect::<Vec<_>>(), ["replug", "shutdown"]);
+    assert_eq!(fake.daemon.try_iter().collect::<Vec<_>>(), ["replug", "replugged", "shutdown"]);
 }
 
 #[test]
@@ -141,6 +145,31 @@ fn a_daemon_that_is_not_there_is_3() {
         assert_eq!(ran.code, 3, "{}", ran.stderr);
         assert!(ran.stderr.contains("is it running"), "{}", ran.stderr);
     }
+}
+
+#[test]
+fn another_user_is_turned_away_unless_in_the_group() {
+    const NOBODY: u32 = 65_534;
+    let group = Group::from_gid(NOBODY.into()).unwrap();
+    let (true, Some(group)) = (geteuid().is_root(), group) else {
+        eprintln!("skipped: only root can be somebody else, and group {NOBODY} must exist");
+        return;
+    };
+    let enter = |fake: &Fake| {
+        fs::set_permissions(fake.dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let mut command = ringdrive(&fake.socket());
+        Ran::from(command.uid(NOBODY).gid(NOBODY).arg("state").output().unwrap())
+    };
+    let stranger = Fake::start();
+    let ran = enter(&stranger);
+    assert_eq!(ran.code, 3, "the file's mode keeps strangers out: {}", ran.stderr);
+    fs::set_permissions(stranger.socket(), Permissions::from_mode(0o666)).unwrap();
+    let ran = enter(&stranger);
+    assert_eq!(ran.code, 1, "so does the daemon: {}", ran.stderr);
+    assert!(ran.stderr.contains("user 65534 may not use this socket; become a member"), "{}", ran.stderr);
+    let member = Fake::start_for(Some(group.name));
+    let ran = enter(&member);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
 }
 
 #[test]

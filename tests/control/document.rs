@@ -45,7 +45,7 @@ fn the_examples_of_the_document_happen() {
         }
     }
     assert!(examples > 15, "only {examples} examples were found");
-    assert_eq!(fake.daemon.try_iter().collect::<Vec<_>>(), ["replug", "shutdown"]);
+    assert_eq!(fake.daemon.try_iter().collect::<Vec<_>>(), ["replug", "replugged", "shutdown"]);
 }
 
 #[test]

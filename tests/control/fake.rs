@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use parking_lot::Mutex;
 use ringdrive::bot::StallPolicy;
 use ringdrive::config::Control;
 use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
@@ -34,6 +35,8 @@ pub(crate) struct Fake {
     /// Gets a word for each `replug` and `shutdown`.
     pub(crate) daemon: Receiver<&'static str>,
     pub(crate) replug_fails: Arc<AtomicBool>,
+    /// A replug lasts while this is held.
+    pub(crate) replug_gate: Arc<Mutex<()>>,
     drives: Handle,
     /// What the drives' thread does from now on.
     moods: Sender<(Mood, Sender<()>)>,
@@ -53,6 +56,7 @@ pub(crate) enum Mood {
 struct Board {
     said: Sender<&'static str>,
     replug_fails: Arc<AtomicBool>,
+    replug_gate: Arc<Mutex<()>>,
 }
 
 impl Daemon for Board {
@@ -61,6 +65,8 @@ impl Daemon for Board {
             return Err("the gadget is somebody else's; replug it there".to_owned());
         }
         self.said.send("replug").unwrap();
+        drop(self.replug_gate.lock());
+        self.said.send("replugged").unwrap();
         Ok(())
     }
 
@@ -71,21 +77,38 @@ impl Daemon for Board {
 
 impl Fake {
     pub(crate) fn start() -> Self {
+        Self::start_for(None)
+    }
+
+    /// With a `group` in the configuration.
+    pub(crate) fn start_for(group: Option<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let control = Control { socket: dir.path().join("control.sock"), group: None };
+        let control = Control { socket: dir.path().join("control.sock"), group };
         let server = Server::bind(&control).unwrap();
         let events = server.events();
         let (handle, inbox) = Handle::pair().unwrap();
         let (moods, moods_rx) = unbounded();
         let (said, daemon) = unbounded();
         let replug_fails = Arc::new(AtomicBool::new(false));
-        let board = Board { said, replug_fails: Arc::clone(&replug_fails) };
+        let replug_gate = Arc::new(Mutex::new(()));
+        let board =
+            Board { said, replug_fails: Arc::clone(&replug_fails), replug_gate: Arc::clone(&replug_gate) };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =
             FunctionHandle { handle: handle.clone(), drives: vec!["cd".to_owned(), "flash".to_owned()] };
         let server = Some(server.start(vec![function], Arc::new(board)).unwrap());
-        Self { dir, events, daemon, replug_fails, drives: handle, moods, server, thread: Some(thread) }
+        Self {
+            dir,
+            events,
+            daemon,
+            replug_fails,
+            replug_gate,
+            drives: handle,
+            moods,
+            server,
+            thread: Some(thread),
+        }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -289,6 +312,13 @@ impl Peer {
     pub(crate) fn check_alive(&mut self) {
         let answer = self.ask(r#"{"jsonrpc":"2.0","id":"alive","method":"version"}"#);
         assert_eq!(answer["id"], "alive", "{answer}");
+    }
+}
+
+impl Drop for Peer {
+    /// A program that another test is just starting may hold a copy of the socket: closing ours would not end the connection.
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

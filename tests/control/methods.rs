@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -193,6 +194,25 @@ fn a_replug_that_cannot_be_says_why() {
     assert_eq!(answer["error"]["code"], ErrorKind::Replug.code());
     assert_eq!(answer["error"]["message"], "the gadget is somebody else's");
     assert_eq!(answer["error"]["data"]["cure"], "replug it there");
+}
+
+#[test]
+fn one_replug_at_a_time_and_the_server_ends_after_it() {
+    let mut fake = Fake::start();
+    let mut peer = fake.connect();
+    let gate = Arc::clone(&fake.replug_gate);
+    let held = gate.lock();
+    peer.send_line(&request(1, "replug", &json!({})));
+    assert_eq!(fake.daemon.recv_timeout(PATIENCE).unwrap(), "replug");
+    assert_eq!(peer.refused("replug", &json!({})), "busy");
+    let stopper = std::thread::spawn(move || {
+        fake.stop_server();
+        fake.daemon.try_iter().collect::<Vec<_>>()
+    });
+    // The connection ends, and the replug is still under way.
+    assert_eq!(peer.receive(), None);
+    drop(held);
+    assert_eq!(stopper.join().unwrap(), ["replugged"]);
 }
 
 #[test]

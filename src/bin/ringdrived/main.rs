@@ -58,7 +58,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringdrived: {error:#}");
+            eprintln!("ringdrived: {}", control::with_sources(error.as_ref()));
             ExitCode::FAILURE
         }
     }
