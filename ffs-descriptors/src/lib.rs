@@ -1,6 +1,6 @@
 //! FunctionFS bytes for one USB Bulk-Only mass storage function: descriptors, strings, and the events of ep0.
 //!
-//! A daemon writes [`descriptors`] and then [`strings`] to ep0, after which the endpoint files [`EP_IN`] and [`EP_OUT`]
+//! A daemon writes [`descriptors()`] and then [`strings`] to ep0, after which the endpoint files [`EP_IN`] and [`EP_OUT`]
 //! appear, and reads [`Event`]s from ep0. Nothing here does I/O: bytes in, bytes out.
 //!
 //! Invariants: all integers on the wire are little-endian; the interface is 08/06/50 (mass storage, SCSI transparent,
@@ -16,10 +16,10 @@ pub use descriptors::{InterfaceName, InterfaceNameError, MaxBurst, descriptors, 
 pub use event::{ClassRequest, EVENT_LEN, Event, EventError, SetupRequest, events};
 pub use wire::ENDPOINT_DESC_LEN;
 
-/// The file of the bulk IN endpoint in the mounted directory: the first endpoint in [`descriptors`].
+/// The file of the bulk IN endpoint in the mounted directory: the first endpoint in [`descriptors()`].
 pub const EP_IN: &str = "ep1";
 
-/// The file of the bulk OUT endpoint: the second endpoint in [`descriptors`].
+/// The file of the bulk OUT endpoint: the second endpoint in [`descriptors()`].
 pub const EP_OUT: &str = "ep2";
 
 /// A bus speed that the descriptors are written for.

@@ -9,7 +9,8 @@ use crate::source::{self, Word};
 
 const FILE_LINES: usize = 600;
 const FUNCTION_LINES: usize = 70;
-const UNSAFE_ROOMS: [&str; 2] = ["src/ring", "src/gadget"];
+/// Two rooms, and the test that submits to io_uring past them because it shows why they do not.
+const UNSAFE_ROOMS: [&str; 3] = ["src/ring", "src/gadget", "hw-tests/tests/why_aio"];
 const LEFTOVERS: [&str; 3] = ["TODO", "FIXME", "XXX"];
 
 /// Every broken rule below `root`, as `file:line: what`.
