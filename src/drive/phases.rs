@@ -129,7 +129,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.pump_in()
             }
             (MediaOp::Write { fua, .. }, Some(range), DataPhase::Out { receive, keep }) => {
-                loaded.dirty |= !fua;
+                // With FUA too: what it stores before it fails or is abandoned is not durable.
+                loaded.dirty = true;
                 let block = loaded.image.block_size();
                 let sink = data_out::Sink::Image { ahead: range, block, durable: fua };
                 self.phase =

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::unix::fs::{FileExt, MetadataExt},
     rc::Rc,
     sync::Arc,
 };
@@ -75,7 +75,8 @@ struct State {
     rates: Faults,
     now: u64,
     flights: Vec<Flight>,
-    logs: HashMap<i32, Log>,
+    /// By inode, because the drive opens images anew.
+    logs: HashMap<u64, Log>,
     faults: u64,
 }
 
@@ -104,8 +105,9 @@ impl State {
     }
 
     fn log(&mut self, file: &File) -> &mut Log {
-        let sectors = usize::try_from(file.metadata().unwrap().len()).unwrap().div_ceil(SECTOR);
-        let log = self.logs.entry(file.as_raw_fd()).or_default();
+        let metadata = file.metadata().unwrap();
+        let sectors = usize::try_from(metadata.len()).unwrap().div_ceil(SECTOR);
+        let log = self.logs.entry(metadata.ino()).or_default();
         log.written.resize(sectors, 0);
         log.durable.resize(sectors, 0);
         log

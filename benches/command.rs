@@ -1,0 +1,240 @@
+//! What one command costs without a kernel: the transport, the opcode dispatch, and the whole loop over an in-memory host.
+//!
+//! Compare runs of one machine only: `cargo bench --bench command`.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    hint::black_box,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use ringdrive::{
+    bot::{Bot, CommandStatus, Intent, StallPolicy},
+    drive::{DriveIndex, DriveOptions, Function, FunctionOptions, ReplyTo, Request},
+    gadget::{BusEvent, Speed},
+    media::{Access, Image},
+    ring::{
+        MoveOp, Moved, Mover, OpTag,
+        pool::{Buf, Pool},
+    },
+    scsi::{Identity, Kind, Medium, RESPONSE_LEN_MAX, Reply, Target, Unit},
+    units::{BlockSize, Blocks, ByteOffset},
+};
+
+use bus::{Bus, Handshake, Quirks, SimEndpoints};
+
+#[path = "../tests/simulation/bus.rs"]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+mod bus;
+
+const MAX_PACKET: u16 = 1024;
+const BLOCKS: u32 = 2048;
+
+/// Moves at once; its completions wait for the loop.
+struct Immediate(VecDeque<Moved>);
+
+impl Immediate {
+    fn done(&mut self, tag: OpTag, op: MoveOp, buf: Option<Buf>, result: io::Result<usize>) {
+        self.0.push_back(Moved { tag, op, buf, result });
+    }
+}
+
+impl Mover for Immediate {
+    fn read(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        mut buf: Buf,
+        len: usize,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        let result = file.read_at(&mut buf[..len], at.0);
+        self.done(tag, MoveOp::Read, Some(buf), result);
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        len: usize,
+        _durable: bool,
+        tag: OpTag,
+    ) -> Result<(), Buf> {
+        let result = file.write_at(&buf[..len], at.0);
+        self.done(tag, MoveOp::Write, Some(buf), result);
+        Ok(())
+    }
+
+    fn sync(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
+        self.done(tag, MoveOp::Sync, None, Ok(0));
+        true
+    }
+}
+
+fn identity() -> Identity {
+    Identity::new("bench", "disk", "1", "1").expect("valid strings")
+}
+
+fn cbw(length: u32, flags: u8, cdb: &[u8]) -> [u8; 31] {
+    let mut cbw = [0; 31];
+    cbw[..4].copy_from_slice(b"USBC");
+    cbw[8..12].copy_from_slice(&length.to_le_bytes());
+    cbw[12] = flags;
+    cbw[14] = u8::try_from(cdb.len()).expect("a CDB is short");
+    cbw[15..15 + cdb.len()].copy_from_slice(cdb);
+    cbw
+}
+
+/// READ(10) or WRITE(10) of `blocks` blocks from block 8 on.
+fn ten(opcode: u8, blocks: u16) -> [u8; 10] {
+    let [high, low] = blocks.to_be_bytes();
+    [opcode, 0, 0, 0, 0, 8, 0, high, low, 0]
+}
+
+fn transport(c: &mut Criterion) {
+    let cbw = cbw(65536, 0x80, &ten(0x28, 128));
+    c.bench_function("bot: CBW to CSW", |b| {
+        let mut bot = Bot::new(StallPolicy::Auto);
+        b.iter(|| {
+            let command = bot.receive_cbw(black_box(&cbw));
+            let plan = bot.plan(Intent::In(65536));
+            let ending = bot.finish(CommandStatus::Passed, 65536);
+            bot.csw_sent();
+            black_box((command, plan, ending))
+        });
+    });
+}
+
+fn dispatch(c: &mut Criterion) {
+    let mut unit = Unit::new(Kind::Disk, identity());
+    let blocks = Blocks(BLOCKS.into());
+    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false });
+    let mut target = Target::new(vec![unit]);
+    let mut response = vec![0; RESPONSE_LEN_MAX];
+    let commands: [(&str, &[u8]); 4] = [
+        ("scsi: TEST UNIT READY", &[0; 6]),
+        ("scsi: INQUIRY", &[0x12, 0, 0, 0, 36, 0]),
+        ("scsi: MODE SENSE(6), all pages", &[0x1a, 0, 0x3f, 0, 192, 0]),
+        ("scsi: READ(10)", &ten(0x28, 128)),
+    ];
+    for (name, cdb) in commands {
+        c.bench_function(name, |b| {
+            b.iter(|| match target.execute(0, black_box(cdb), &mut response) {
+                Reply::Media(op, pending) => {
+                    black_box((op, target.complete(pending, Ok(()))));
+                }
+                Reply::Status(status) => drop(black_box(status)),
+                Reply::Data { len } => drop(black_box(len)),
+                Reply::Parameters { pending, .. } => target.abandon_parameters(pending),
+            });
+        });
+    }
+}
+
+/// A function with a 1 MiB disk, enabled, and its host.
+struct Loop {
+    bus: Bus,
+    function: Function<SimEndpoints, Immediate>,
+}
+
+impl Loop {
+    fn new() -> Self {
+        let quirks = Quirks { early_in: false, clear_halt_interrupts: false, largest_request: usize::MAX };
+        let (bus, endpoints) = Bus::new(quirks);
+        let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
+        let options = FunctionOptions {
+            name: "bench".into(),
+            first: DriveIndex(0),
+            stall: StallPolicy::Auto,
+            drives: vec![drive],
+        };
+        let mover = |_: &[Pool]| Ok::<_, io::Error>(Immediate(VecDeque::new()));
+        let mut function = Function::new(options, endpoints, mover, Box::new(|_| {})).expect("buffers");
+        let file = File::from(memfd_create("ringdrive-bench", MFdFlags::MFD_CLOEXEC).expect("memfd"));
+        file.set_len(u64::from(BLOCKS) * 512).expect("space");
+        let image =
+            Image::from_fd(OwnedFd::from(file), PathBuf::from("b"), Access::ReadWrite, BlockSize::B512);
+        let image = Box::new(image.expect("an image"));
+        function.request(Request::Insert { lun: 0, image, reply: ReplyTo::new(drop) });
+        bus.enable(MAX_PACKET.into());
+        function.bus(BusEvent::Enabled { speed: Speed::Super, max_packet: MAX_PACKET });
+        let mut new = Self { bus, function };
+        // Unit attentions: reset and medium.
+        for _ in 0..4 {
+            new.command(&cbw(0, 0, &[0; 6]), 0, &[]);
+        }
+        assert_eq!(new.command(&cbw(0, 0, &[0; 6]), 0, &[]), 0, "the unit is not ready");
+        new
+    }
+
+    fn turn(&mut self) {
+        self.function.flush();
+        while let Some(moved) = self.function.mover().0.pop_front() {
+            self.function.moved(moved);
+        }
+        self.function.endpoints_ready();
+        self.function.flush();
+    }
+
+    fn give(&mut self, packet: &[u8]) {
+        while self.bus.give_out(packet) != Handshake::Ack(()) {
+            self.turn();
+        }
+        self.turn();
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        loop {
+            if let Handshake::Ack(packet) = self.bus.take_in() {
+                return packet;
+            }
+            self.turn();
+        }
+    }
+
+    /// One command; its status.
+    fn command(&mut self, cbw: &[u8], data_in: usize, data_out: &[u8]) -> u8 {
+        self.give(cbw);
+        for packet in data_out.chunks(MAX_PACKET.into()) {
+            self.give(packet);
+        }
+        let mut received = 0;
+        while received < data_in {
+            received += self.take().len();
+        }
+        let csw = self.take();
+        self.turn();
+        csw[12]
+    }
+}
+
+fn whole_loop(c: &mut Criterion) {
+    let mut group = c.benchmark_group("loop");
+    let mut run = Loop::new();
+    group.bench_function("TEST UNIT READY", |b| b.iter(|| run.command(&cbw(0, 0, &[0; 6]), 0, &[])));
+    for blocks in [8u16, 128, 1024] {
+        let bytes = u32::from(blocks) * 512;
+        let len = usize::from(blocks) * 512;
+        group.throughput(Throughput::Bytes(bytes.into()));
+        let read = cbw(bytes, 0x80, &ten(0x28, blocks));
+        group.bench_function(format!("READ(10) {} KiB", len / 1024), |b| {
+            b.iter(|| assert_eq!(run.command(&read, len, &[]), 0));
+        });
+        let (write, data) = (cbw(bytes, 0, &ten(0x2a, blocks)), vec![0x5a; len]);
+        group.bench_function(format!("WRITE(10) {} KiB", len / 1024), |b| {
+            b.iter(|| assert_eq!(run.command(&write, 0, &data), 0));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, transport, dispatch, whole_loop);
+criterion_main!(benches);
