@@ -27,9 +27,9 @@ use ringdrive::{
     gadget::{
         EngineKind,
         aio::AioEngine,
-        endpoints::{EndpointDone, Endpoints, Pipe, Tag, TransferError},
+        endpoints::{EndpointDone, Endpoints, Pipe, Tag, TransferError, Wake},
     },
-    ring::pool::Pool,
+    ring::{Payload, pool::Pool},
 };
 use served::{Host, PATIENCE, Served, eventually};
 
@@ -216,7 +216,8 @@ fn inline() -> Result<()> {
     let before = workers();
 
     let mut aio = bench.aio()?;
-    aio.send(pool.take().context("no buffer")?, LEN, Tag(1)).map_err(|refused| refused.error)?;
+    aio.send(Payload::Buf(pool.take().context("no buffer")?), LEN, Tag(1), Wake::Now)
+        .map_err(|refused| refused.error)?;
     aio.receive(pool.take().context("no buffer")?, LEN, Tag(2)).map_err(|refused| refused.error)?;
     aio.flush();
     // A thread that were to come would be made before io_submit returns.
@@ -253,7 +254,9 @@ fn queue_until_killed(how: &str) -> Result<std::convert::Infallible> {
             engine
                 .receive(pool.take().context("no buffer")?, LEN, Tag(1))
                 .map_err(|refused| refused.error)?;
-            engine.send(pool.take().context("no buffer")?, LEN, Tag(2)).map_err(|refused| refused.error)?;
+            engine
+                .send(Payload::Buf(pool.take().context("no buffer")?), LEN, Tag(2), Wake::Now)
+                .map_err(|refused| refused.error)?;
             engine.flush();
         }
         _ => {

@@ -7,9 +7,9 @@
 //! that the host gets its first packet early. Called by `function`; owns no buffer that the ring or an engine holds.
 
 use crate::{
-    gadget::endpoints::Endpoints,
+    gadget::endpoints::{Endpoints, Pipe, Wake},
     media::{Extent, FaultKind, Medium},
-    ring::{Moved, Mover, OpTag, pool::Buf},
+    ring::{Moved, Mover, OpTag, Payload, window::Windows},
     units::{BlockSize, ByteLen, ByteOffset, ByteRange, Lba},
 };
 
@@ -20,11 +20,25 @@ const WINDOW: usize = 8;
 /// The first chunk of a larger phase.
 const FIRST_CHUNK: ByteLen = ByteLen(16 * 1024);
 
+/// Requests queued to the host at once; with those in the window no more than there are buffers.
+const QUEUED: u32 = 8;
+/// One in so many of them wakes us to queue more. Divides [`QUEUED`], so that a full queue always has one.
+const WAKE_EVERY: u32 = 4;
+
+/// Where the bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The page cache, where they are in it; else as [`Source::Ring`].
+    PageCache,
+    /// Reads by the ring.
+    Ring,
+}
+
 /// Where the bytes of the phase go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sink {
     /// To the host.
-    Host,
+    Host(Source),
     /// Nowhere: they only have to be readable (SBC-3 VERIFY with BYTCHK 00b).
     Nowhere,
 }
@@ -34,7 +48,7 @@ enum Chunk {
     /// The ring reads the first `file` bytes; the rest, up to `len`, are zeroes behind the end of the image.
     Reading { file: usize, len: usize },
     /// The first `len` bytes of the buffer are next.
-    Ready { buf: Buf, len: usize },
+    Ready { bytes: Payload, len: usize },
     /// These bytes cannot be had.
     Failed(FaultKind),
 }
@@ -103,7 +117,7 @@ impl DataIn {
                 if let Some(tail) = buf.get_mut(file..len) {
                     tail.fill(0);
                 }
-                Chunk::Ready { buf, len }
+                Chunk::Ready { bytes: Payload::Buf(buf), len }
             }
             (Ok(_), _) => Chunk::Failed(FaultKind::Truncated),
             (Err(error), _) => Chunk::Failed(FaultKind::from(&error)),
@@ -115,17 +129,30 @@ impl DataIn {
         &mut self,
         medium: &dyn Medium,
         mover: &mut impl Mover,
+        windows: &mut Windows,
         pipes: &mut Pipes<E>,
     ) -> Result<Progress, PipeError> {
-        self.ask(medium, mover, pipes);
+        self.ask(medium, mover, windows, pipes);
         while let Some(slot) = self.window.get_mut(slot_of(self.first)) {
             match slot.take() {
-                Some(Chunk::Ready { buf, len }) => {
+                ready @ Some(Chunk::Ready { .. })
+                    if self.sink != Sink::Nowhere && pipes.queued(Pipe::In) >= QUEUED =>
+                {
+                    *slot = ready;
+                    return Ok(Progress::Going);
+                }
+                Some(Chunk::Ready { bytes, len }) => {
                     self.first = self.first.wrapping_add(1);
                     self.moved += ByteLen::from(len).0;
+                    let is_last = self.ahead.is_empty() && self.first == self.next;
+                    let wake = if !is_last && self.first.is_multiple_of(WAKE_EVERY) {
+                        Wake::Now
+                    } else {
+                        Wake::Later
+                    };
                     match self.sink {
-                        Sink::Host => pipes.send_data(buf, len)?,
-                        Sink::Nowhere => drop(buf),
+                        Sink::Host(_) => pipes.send_data(bytes, len, wake)?,
+                        Sink::Nowhere => drop(bytes),
                     }
                 }
                 Some(Chunk::Failed(kind)) => return Ok(Progress::Fault(kind)),
@@ -135,20 +162,37 @@ impl DataIn {
                 }
                 None => break,
             }
-            self.ask(medium, mover, pipes);
+            self.ask(medium, mover, windows, pipes);
         }
         Ok(if self.ahead.is_empty() { Progress::Done } else { Progress::Going })
     }
 
-    fn ask<E: Endpoints>(&mut self, medium: &dyn Medium, mover: &mut impl Mover, pipes: &Pipes<E>) {
+    fn ask<E: Endpoints>(
+        &mut self,
+        medium: &dyn Medium,
+        mover: &mut impl Mover,
+        windows: &mut Windows,
+        pipes: &Pipes<E>,
+    ) {
         while !self.ahead.is_empty() {
             let Some(slot @ None) = self.window.get_mut(slot_of(self.next)) else { return };
-            let Some(mut buf) = pipes.data() else { return };
             let chunk = ByteLen::from(pipes.chunk());
             let small = self.next == 0 && self.ahead.len() > chunk;
             let (mut want, mut rest) =
                 self.ahead.split_at(if small { FIRST_CHUNK.min(chunk) } else { chunk });
-            let made = match medium.map(want) {
+            let extent = medium.map(want);
+            if self.sink == Sink::Host(Source::PageCache)
+                && let Extent::File { file, offset, len } = &extent
+                && *len == want.len()
+                && let Some(piece) = windows.piece(file, *offset, len.to_usize())
+            {
+                *slot = Some(Chunk::Ready { bytes: Payload::Piece(piece), len: len.to_usize() });
+                self.ahead = rest;
+                self.next = self.next.wrapping_add(1);
+                continue;
+            }
+            let Some(mut buf) = pipes.data() else { return };
+            let made = match extent {
                 Extent::File { file, offset, len } => {
                     // Only the last extent of an image may end off a packet boundary, with the padding of its last block behind.
                     if len < want.len() && !is_padding(medium, want, len) {
@@ -165,7 +209,7 @@ impl DataIn {
                     (want, rest) = self.ahead.split_at(len.min(want.len()));
                     let len = want.len().to_usize();
                     buf.iter_mut().take(len).for_each(|byte| *byte = 0);
-                    Chunk::Ready { buf, len }
+                    Chunk::Ready { bytes: Payload::Buf(buf), len }
                 }
                 Extent::Fault { kind, .. } => Chunk::Failed(kind),
             };

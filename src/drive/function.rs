@@ -26,12 +26,9 @@ use crate::{
     bot::{Bot, CSW_LEN, DataPhase, StallPolicy},
     gadget::{
         BusEvent, ResetTicket,
-        endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError},
+        endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
-    ring::{
-        MoveOp, Moved, Mover,
-        pool::{Buf, Pool},
-    },
+    ring::{MoveOp, Moved, Mover, Payload, pool::Pool, window::Windows},
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
 };
 
@@ -43,8 +40,10 @@ use super::{
     requests::{Loaded, Settling},
 };
 
-/// How long after a refused halt to ask again: a few bus intervals.
-const HALT_RETRY: Duration = Duration::from_micros(500);
+/// How long after a refused halt, or a cancel of requests that wake nobody, to look again: a few bus intervals.
+const LOOK_SOON: Duration = Duration::from_micros(500);
+/// How long after requests that wake nobody to look what became of them: a host that clears halts at odd moments ends them.
+const LOOK_LATE: Duration = Duration::from_millis(20);
 
 /// A drive as configured.
 #[derive(Clone, Debug)]
@@ -142,6 +141,7 @@ pub struct Function<E, M> {
     pub(super) stopped: bool,
     events: EventSink,
     pub(super) pipes: Pipes<E>,
+    pub(super) windows: Windows,
     pub(super) phase: Phase,
     pub(super) open: Open,
     halt_again: bool,
@@ -178,6 +178,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             stopped: false,
             events,
             pipes,
+            windows: Windows::new(),
             phase: Phase::Down,
             open: Open { lun: 0, opcode: 0, data: DataPhase::None },
             halt_again: false,
@@ -194,9 +195,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.mover.inner()
     }
 
-    /// After how long [`Function::tick`] wants to be called, if at all. To be asked after every event.
+    /// After how long at the latest [`Function::tick`] wants to be called, if at all. To be asked after every event; an earlier tick
+    /// does no harm.
     pub fn timer(&self) -> Option<Duration> {
-        self.halt_again.then_some(HALT_RETRY)
+        let soon = self.halt_again || matches!(self.phase, Phase::Aborting(_));
+        let late = self.pipes.queued(Pipe::In) > 0;
+        if soon { Some(LOOK_SOON) } else { late.then_some(LOOK_LATE) }
     }
 
     /// Whether a stop has been carried out, and the thread may end.
@@ -211,6 +215,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// The time asked for by [`Function::timer`] has passed.
     pub fn tick(&mut self) {
+        self.endpoints_ready();
         self.halt_again = false;
         let halted = self.try_halt();
         self.settle_pipes(halted);
@@ -328,7 +333,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         match done.result {
             Ok(len) => match (done.pipe, done.tag) {
-                (Pipe::Out, CBW) => self.cbw(&done.buf, len),
+                (Pipe::Out, CBW) => self.cbw(done.bytes, len),
                 (Pipe::Out, _) => self.data_received(done),
                 (Pipe::In, _) => {
                     drop(done);
@@ -342,15 +347,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(TransferError::Cancelled) => self.try_halt(),
             // dwc3 ends what is queued when the host clears a halt (kernel.md §1.3).
             Err(TransferError::Interrupted) if done.tag == CBW => self.pipes.receive_cbw(),
-            Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send(done.buf, CSW_LEN, CSW),
+            Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send_csw(done.bytes, Wake::Now),
             Err(error) => Err(PipeError(error)),
         }
     }
 
-    fn cbw(&mut self, buf: &Buf, len: usize) -> Result<(), PipeError> {
-        if !matches!(self.phase, Phase::Idle) {
-            return Ok(());
-        }
+    fn cbw(&mut self, bytes: Payload, len: usize) -> Result<(), PipeError> {
+        let Some(buf) = bytes.into_buf().filter(|_| matches!(self.phase, Phase::Idle)) else { return Ok(()) };
         match self.bot.receive_cbw(buf.get(..len).unwrap_or_default()) {
             Ok(command) => self.command(command),
             Err(error) => {
@@ -365,8 +368,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn try_halt(&mut self) -> Result<(), PipeError> {
         match self.phase {
             Phase::Stalling { csw } => match self.pipes.halt(Pipe::In) {
-                Halted::Yes => self.send_csw(csw),
-                halted => self.not_halted(halted, Pipe::In),
+                Halted::Yes => self.send_csw(csw, Wake::Now),
+                // Requests are queued, or the controller's FIFO is not empty yet.
+                Halted::Busy => {
+                    self.halt_again = true;
+                    Ok(())
+                }
+                Halted::Disabled => Err(PipeError(TransferError::Disabled)),
             },
             Phase::Broken { ref mut in_halted, ref mut out_halted } => {
                 let was = [(Pipe::In, *in_halted), (Pipe::Out, *out_halted)];
@@ -384,12 +392,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    fn not_halted(&mut self, halted: Halted, pipe: Pipe) -> Result<(), PipeError> {
-        // With requests queued their completion asks again; without, the controller's FIFO is not empty yet.
-        self.halt_again = self.pipes.queued(pipe) == 0;
-        if halted == Halted::Disabled { Err(PipeError(TransferError::Disabled)) } else { Ok(()) }
-    }
-
     /// What a refused or failed request means for the function.
     fn settle_pipes(&mut self, went: Result<(), PipeError>) {
         match went {
@@ -397,8 +399,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(PipeError(TransferError::Disabled)) => self.abort(After::Down),
             Err(PipeError(error)) => {
                 tracing::warn!(function = self.name, %error, "transfer failed; halted until the host resets");
-                if error == TransferError::NoMemory {
-                    self.pipes.shrink_chunk();
+                match error {
+                    TransferError::NoMemory => self.pipes.shrink_chunk(),
+                    // The file was truncated under its window. The ring will find that out and say MEDIUM ERROR.
+                    TransferError::Fault => self.windows.close_for_good(),
+                    _ => {}
                 }
                 self.break_off();
             }

@@ -13,9 +13,9 @@ use std::io;
 
 use crate::{
     bot::{CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
-    gadget::endpoints::{EndpointDone, Endpoints},
+    gadget::endpoints::{EndpointDone, Endpoints, Wake},
     media::FaultKind,
-    ring::{Mover, OpTag, pool::Buf},
+    ring::{Mover, OpTag, Payload, pool::Buf},
     scsi::{MediaOp, Pending, Reply, Sense, Status, sense},
     units::{BlockRange, ByteRange, Lba},
 };
@@ -26,7 +26,7 @@ use super::{
     data_out::{self, DataOut},
     fault::{self, Way},
     function::{Function, Open, OutEnd, Phase},
-    pipes::{CSW, PipeError},
+    pipes::PipeError,
 };
 
 /// The sync of a host command; `requests` has its own.
@@ -69,7 +69,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.open.data = plan.phase;
         match (plan.phase, response) {
             (DataPhase::In { send }, Some(response)) if send > 0 => {
-                self.pipes.send_data(response, usize::try_from(send).unwrap_or(0))?;
+                let len = usize::try_from(send).unwrap_or(0);
+                self.pipes.send_data(Payload::Buf(response), len, Wake::Later)?;
                 self.end(status, send)
             }
             _ => self.conclude(status),
@@ -118,7 +119,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         match (op, range, self.open.data) {
             (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
-                let data = DataIn::new(range, send.into(), data_in::Sink::Host);
+                let from = loaded.source_of(range);
+                let data = DataIn::new(range, send.into(), data_in::Sink::Host(from));
                 self.phase = Phase::In { data, pending };
                 self.note_first_read(lun, blocks.start().0);
                 self.pump_in()
@@ -164,7 +166,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::In { data, .. } = &mut self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.pipes)?,
+            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.windows, &mut self.pipes)?,
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {
@@ -180,7 +182,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let status = self.target.complete(pending, result);
         match data.sink() {
-            data_in::Sink::Host => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Host(_) => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
             data_in::Sink::Nowhere => self.conclude(status),
         }
     }
@@ -278,14 +280,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let ending = self.bot.finish(status, moved);
         match ending.data_end {
-            DataEnd::Complete => self.send_csw(ending.csw),
+            DataEnd::Complete => self.send_csw(ending.csw, Wake::Later),
             DataEnd::ShortPacket => {
                 let last = usize::try_from(moved).unwrap_or(0).checked_rem(self.pipes.max_packet());
                 if last.is_none_or(|last| last == 0) {
                     let empty = self.pipes.small()?;
-                    self.pipes.send_data(empty, 0)?;
+                    self.pipes.send_data(Payload::Buf(empty), 0, Wake::Later)?;
                 }
-                self.send_csw(ending.csw)
+                self.send_csw(ending.csw, Wake::Later)
             }
             DataEnd::StallIn => {
                 self.phase = Phase::Stalling { csw: ending.csw };
@@ -294,13 +296,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    pub(super) fn send_csw(&mut self, csw: [u8; CSW_LEN]) -> Result<(), PipeError> {
+    /// Nobody needs to hear that it arrived, as the next CBW says so, except behind a stall: where the controller ends it as the
+    /// host clears the halt, it must be sent again.
+    pub(super) fn send_csw(&mut self, csw: [u8; CSW_LEN], wake: Wake) -> Result<(), PipeError> {
         let mut buf = self.pipes.small()?;
         if let Some(head) = buf.get_mut(..CSW_LEN) {
             head.copy_from_slice(&csw);
         }
         self.phase = Phase::Idle;
-        self.pipes.send(buf, CSW_LEN, CSW)?;
+        self.pipes.send_csw(Payload::Buf(buf), wake)?;
         self.bot.csw_sent();
         self.pipes.receive_cbw()?;
         self.note_prevented(self.open.lun);

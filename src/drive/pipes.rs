@@ -6,9 +6,10 @@
 use std::{fs::File, io, sync::Arc};
 
 use crate::{
-    gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Tag, TransferError},
+    bot::CSW_LEN,
+    gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Tag, TransferError, Wake},
     ring::{
-        Mover, OpTag,
+        Mover, OpTag, Payload,
         pool::{Buf, Pool},
     },
     units::ByteOffset,
@@ -99,15 +100,19 @@ impl<E: Endpoints> Pipes<E> {
         );
     }
 
-    pub(super) fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
-        self.endpoints.send(buf, len, tag).map_err(|refused| PipeError(refused.error))?;
+    pub(super) fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), PipeError> {
+        self.endpoints.send(bytes, len, tag, wake).map_err(|refused| PipeError(refused.error))?;
         self.queued_in += 1;
         Ok(())
     }
 
     /// Bytes of a data phase.
-    pub(super) fn send_data(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
-        self.send(buf, len, data_tag(u32::try_from(len).unwrap_or(0)))
+    pub(super) fn send_data(&mut self, bytes: Payload, len: usize, wake: Wake) -> Result<(), PipeError> {
+        self.send(bytes, len, data_tag(u32::try_from(len).unwrap_or(0)), wake)
+    }
+
+    pub(super) fn send_csw(&mut self, bytes: Payload, wake: Wake) -> Result<(), PipeError> {
+        self.send(bytes, CSW_LEN, CSW, wake)
     }
 
     pub(super) fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {

@@ -14,15 +14,18 @@ use crate::{
     media::{Image, Medium as _},
     ring::{Mover, OpTag},
     scsi::{self, Kind},
-    units::BlockSize,
+    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
 use super::{
     command::{DriveState, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting},
+    data_in::Source,
     function::Function,
 };
 
 const SYNC: OpTag = OpTag(1);
+/// A read that is worth a window of its own.
+const LARGE: ByteLen = ByteLen(64 * 1024);
 
 /// An image in a drive.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(super) struct Loaded {
     pub(super) first_read: bool,
     /// Something was written since the last sync.
     pub(super) dirty: bool,
+    /// Where the last read ended.
+    pub(super) read_to: ByteOffset,
 }
 
 /// What waits until written bytes are durable.
@@ -54,6 +59,17 @@ impl Loaded {
     /// The file to sync, if something was written.
     pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
         self.image.file_for_sync().filter(|_| self.dirty).cloned()
+    }
+
+    /// Where the bytes of a read are best taken from. A window is worth its mapping for streams only: measured in
+    /// `docs/performance.md`.
+    pub(super) fn source_of(&mut self, range: ByteRange) -> Source {
+        let goes_on = range.start() == std::mem::replace(&mut self.read_to, range.end());
+        if self.image.mappable() && (goes_on || range.len() >= LARGE) {
+            Source::PageCache
+        } else {
+            Source::Ring
+        }
     }
 
     fn name(&self) -> String {
@@ -152,7 +168,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             block_size: image.block_size(),
             write_protected: !image.writable(),
         };
-        let loaded = Loaded { image, first_read: false, dirty: false };
+        let loaded = Loaded { image, first_read: false, dirty: false, read_to: ByteOffset(0) };
         let state = loaded.state();
         drive.loaded = Some(loaded);
         if let Some(unit) = self.target.unit_mut(lun) {
@@ -226,6 +242,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
         let name = self.drive_mut(lun)?.loaded.take()?.name();
+        // A window would keep its file system from being unmounted.
+        self.windows.close();
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
         Some(name)

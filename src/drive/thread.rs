@@ -13,6 +13,7 @@ use std::{
     os::fd::AsFd,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -20,7 +21,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{
     gadget::{BusEvent, endpoints::Endpoints},
-    ring::{Completion, Ring, RingError, RingOptions},
+    ring::{Completion, OpKey, Ring, RingError, RingOptions},
 };
 
 use super::{
@@ -118,7 +119,8 @@ struct Sources {
 struct Loop<E> {
     function: Function<E, Ring<Wake>>,
     sources: Sources,
-    timer_set: bool,
+    /// The timer that runs, and its length.
+    timer: Option<(OpKey, Duration)>,
 }
 
 impl<E: Endpoints> Loop<E> {
@@ -137,7 +139,7 @@ impl<E: Endpoints> Loop<E> {
         }
         ring.watch(sources.inbox.wake().as_fd().try_clone_to_owned()?, Wake::Requests)?;
         ring.watch(sources.bus_wake.as_fd().try_clone_to_owned()?, Wake::Bus)?;
-        Ok(Self { function, sources, timer_set: false })
+        Ok(Self { function, sources, timer: None })
     }
 
     fn run(&mut self) -> Result<(), ThreadError> {
@@ -147,15 +149,25 @@ impl<E: Endpoints> Loop<E> {
             if self.function.endpoints_ready() {
                 continue;
             }
-            if let Some(after) = self.function.timer().filter(|_| !self.timer_set) {
-                self.function.mover().timer(after, Wake::Timer)?;
-                self.timer_set = true;
-            }
+            self.set_timer()?;
             self.function.mover().wait()?;
             while let Some(completion) = self.function.mover().next() {
                 self.dispatch(completion);
             }
         }
+        Ok(())
+    }
+
+    /// Keeps a timer running that is no longer than what the function asks for. One that is left over costs a tick.
+    fn set_timer(&mut self) -> Result<(), RingError> {
+        let Some(after) = self.function.timer() else { return Ok(()) };
+        let ring = self.function.mover();
+        match self.timer {
+            Some((_, running)) if running <= after => return Ok(()),
+            Some((key, _)) => ring.cancel(key),
+            None => {}
+        }
+        self.timer = Some((ring.timer(after, Wake::Timer)?, after));
         Ok(())
     }
 
@@ -177,7 +189,7 @@ impl<E: Endpoints> Loop<E> {
                 }
             }
             Completion::Timer(_) | Completion::Event(Wake::Timer) => {
-                self.timer_set = false;
+                self.timer = None;
                 self.function.tick();
             }
         }

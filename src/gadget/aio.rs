@@ -10,7 +10,8 @@
 //! Invariants: a slot in the kernel is not touched before its event. Requests of a pipe are submitted, and given back by
 //! `reap`, in the order in which they came, whatever the order of events. Behind a request that failed, nothing more goes to
 //! the kernel on its pipe until the failure was reaped: bytes with a gap are worse than none. The kernel tells a failure as
-//! an event, and goes on with the rest of its batch, so a batch has one request of each pipe at most.
+//! an event, and goes on with the rest of its batch, so a batch has one request of each pipe at most, and behind it only
+//! what the host cannot take for the same bytes.
 
 mod kernel;
 
@@ -28,10 +29,10 @@ use std::{
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
-    endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError},
+    endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
     engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
 };
-use crate::ring::pool::Buf;
+use crate::ring::{Payload, pool::Buf};
 use kernel::{Command, Context, Iocb};
 
 /// The engine.
@@ -57,7 +58,8 @@ pub struct AioEngine {
 struct Slot {
     pipe: Pipe,
     tag: Tag,
-    buf: Buf,
+    bytes: Payload,
+    len: usize,
     state: State,
 }
 
@@ -92,20 +94,24 @@ impl AioEngine {
         })
     }
 
-    fn stage(&mut self, pipe: Pipe, mut buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        if len > buf.len() {
-            return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
+    fn stage(&mut self, pipe: Pipe, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        if len > bytes.capacity() {
+            return Err(Refused { bytes, error: TransferError::Other(libc::EINVAL) });
         }
         let Some(index) = self.free.pop() else {
-            return Err(Refused { buf, error: TransferError::Other(libc::ENOBUFS) });
+            return Err(Refused { bytes, error: TransferError::Other(libc::ENOBUFS) });
+        };
+        let event_fd = match wake {
+            Wake::Now => Some(self.ready.as_raw_fd()),
+            Wake::Later => None,
         };
         let command = match pipe {
             Pipe::In => Command::Write,
             Pipe::Out => Command::Read,
         };
         let fd = self.files.of(pipe).as_raw_fd();
-        self.iocbs[index] = Iocb::new(command, fd, &mut buf[..len], self.ready.as_raw_fd(), index);
-        self.slots[index] = Some(Slot { pipe, tag, buf, state: State::Staged });
+        self.iocbs[index] = Iocb::new(command, fd, bytes.address(), len, event_fd, index);
+        self.slots[index] = Some(Slot { pipe, tag, bytes, len, state: State::Staged });
         self.order[side(pipe)].push_back(index);
         match self.failed[side(pipe)] {
             None => self.staged.push(index),
@@ -159,14 +165,17 @@ impl AioEngine {
         matches!(state, Some(State::Done(Err(error))) if error != TransferError::Cancelled)
     }
 
-    /// How many of what is staged may go at once: up to the second of one pipe.
+    /// How many of what is staged may go at once: up to the second of one pipe that could be taken for the bytes of the first. A
+    /// short packet to the host ends its transfer, so it cannot.
     fn batch(&self) -> usize {
+        let packet = self.max_packet();
         let mut seen = [false; 2];
-        let is_first_of_its_pipe = |index: &&usize| {
-            let pipe = self.slots[**index].as_ref().map_or(Pipe::In, |slot| slot.pipe);
-            !std::mem::replace(&mut seen[side(pipe)], true)
+        let may_follow = |index: &&usize| {
+            let Some(slot) = &self.slots[**index] else { return false };
+            let is_second = std::mem::replace(&mut seen[side(slot.pipe)], true);
+            !is_second || (slot.pipe == Pipe::In && slot.len < packet)
         };
-        self.staged.iter().take_while(is_first_of_its_pipe).count()
+        self.staged.iter().take_while(may_follow).count()
     }
 
     /// The oldest request of a pipe, if it is done.
@@ -179,8 +188,8 @@ impl AioEngine {
             self.failed[side(pipe)] =
                 self.order[side(pipe)].iter().copied().find(|next| self.has_failed(*next));
         }
-        let Slot { tag, buf, .. } = self.slots[index].take()?;
-        Some(EndpointDone { pipe, tag, buf, result })
+        let Slot { tag, bytes, .. } = self.slots[index].take()?;
+        Some(EndpointDone { pipe, tag, bytes, result })
     }
 
     fn take_any_done(&mut self) -> Option<EndpointDone> {
@@ -196,12 +205,12 @@ fn side(pipe: Pipe) -> usize {
 }
 
 impl Endpoints for AioEngine {
-    fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.stage(Pipe::In, buf, len, tag)
+    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        self.stage(Pipe::In, bytes, len, tag, wake)
     }
 
     fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.stage(Pipe::Out, buf, len, tag)
+        self.stage(Pipe::Out, Payload::Buf(buf), len, tag, Wake::Now)
     }
 
     fn cancel(&mut self, pipe: Pipe) {
@@ -232,12 +241,7 @@ impl Endpoints for AioEngine {
             return done;
         }
         self.collect();
-        if let done @ Some(_) = self.take_any_done() {
-            return done;
-        }
-        // Cleared before the last look, so that what comes after that look makes it readable again.
-        let _ = self.ready.read();
-        self.collect();
+        // The eventfd is not read: a system call for nothing, as its watcher waits for edges.
         self.take_any_done()
     }
 

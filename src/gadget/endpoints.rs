@@ -9,7 +9,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::ring::pool::Buf;
+use crate::ring::{Payload, pool::Buf};
 
 /// One of the two bulk pipes, named as USB does, from the host's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,8 +31,8 @@ pub struct EndpointDone {
     pub pipe: Pipe,
     /// As given at submission.
     pub tag: Tag,
-    /// The buffer given at submission.
-    pub buf: Buf,
+    /// What was given at submission.
+    pub bytes: Payload,
     /// Bytes moved, from the start of the buffer. Short on OUT: the host ended the transfer with a short packet.
     pub result: Result<usize, TransferError>,
 }
@@ -63,11 +63,20 @@ pub enum TransferError {
     Other(i32),
 }
 
-/// A request that was not queued; the buffer comes back.
+/// Whether the caller wants to be woken for a completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Yes: something waits for it.
+    Now,
+    /// No: it may be found by the next [`Endpoints::reap`], whatever that is for.
+    Later,
+}
+
+/// A request that was not queued; the bytes come back.
 #[derive(Debug)]
 pub struct Refused {
-    /// The buffer given.
-    pub buf: Buf,
+    /// What was given.
+    pub bytes: Payload,
     /// Why.
     pub error: TransferError,
 }
@@ -86,11 +95,11 @@ pub enum Halted {
 
 /// The two bulk endpoints of one Bulk-Only function.
 pub trait Endpoints {
-    /// Queues the first `len` bytes of `buf` on the IN pipe. `len` 0 is a zero-length packet.
+    /// Queues the first `len` of `bytes` on the IN pipe. `len` 0 is a zero-length packet.
     ///
     /// # Errors
-    /// The buffer and the reason, if the kernel did not take the request.
-    fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused>;
+    /// The bytes and the reason, if the kernel did not take the request.
+    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused>;
 
     /// Queues a read of exactly `len` bytes (a multiple of the packet size) from the OUT pipe into the start of `buf`.
     ///
@@ -113,7 +122,8 @@ pub trait Endpoints {
     /// The next completion, if one is there. Never blocks.
     fn reap(&mut self) -> Option<EndpointDone>;
 
-    /// Becomes readable when [`Endpoints::reap`] may have something. `reap` until `None` after it fired.
+    /// Is signalled when [`Endpoints::reap`] has something that somebody is to be woken for. To be watched for edges: it may stay
+    /// readable. `reap` until `None` after it fired.
     fn ready_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Hands requests queued since the last call to the kernel in one system call, where the engine batches them.

@@ -1,6 +1,5 @@
 //! The choice between the endpoint engines, made once per function in the configuration.
 
-use serde::Deserialize;
 use std::{
     fs::File,
     io,
@@ -8,12 +7,14 @@ use std::{
     sync::{Arc, atomic::AtomicU16},
 };
 
+use serde::Deserialize;
+
 use super::{
     aio::AioEngine,
-    endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError},
+    endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
     sync::SyncEngine,
 };
-use crate::ring::pool::Buf;
+use crate::ring::{Payload, pool::Buf};
 
 /// Most requests that one function has queued, both pipes together.
 pub(super) const REQUESTS_MAX: usize = 64;
@@ -54,10 +55,10 @@ impl Engine {
 }
 
 impl Endpoints for Engine {
-    fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
         match self {
-            Self::Aio(engine) => engine.send(buf, len, tag),
-            Self::Sync(engine) => engine.send(buf, len, tag),
+            Self::Aio(engine) => engine.send(bytes, len, tag, wake),
+            Self::Sync(engine) => engine.send(bytes, len, tag, wake),
         }
     }
 

@@ -49,6 +49,11 @@ pub trait Medium: Send {
     /// Whether bytes may be written where [`Medium::map`] says they are.
     fn writable(&self) -> bool;
 
+    /// Whether its files are on storage of this machine, so that the kernel may be left to read them from a mapping.
+    fn mappable(&self) -> bool {
+        false
+    }
+
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.
     fn file_for_sync(&self) -> Option<&Arc<File>>;
 }

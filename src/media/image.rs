@@ -19,7 +19,10 @@ use std::{
     sync::Arc,
 };
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::statfs::{self, FsType, fstatfs},
+};
 
 use super::{Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, error::LEN_MAX};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
@@ -60,6 +63,7 @@ pub struct Image {
     identity: Identity,
     locked: bool,
     block_size: BlockSize,
+    local: bool,
 }
 
 impl Image {
@@ -138,7 +142,8 @@ impl Image {
         }
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
         let identity = Identity::of(&metadata);
-        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size })
+        let local = is_local(&file, &metadata);
+        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size, local })
     }
 
     /// As it was named to us.
@@ -201,6 +206,10 @@ impl Medium for Image {
 
     fn writable(&self) -> bool {
         self.access == Access::ReadWrite
+    }
+
+    fn mappable(&self) -> bool {
+        self.local
     }
 
     fn file_for_sync(&self) -> Option<&Arc<File>> {
@@ -272,6 +281,23 @@ fn inspect(file: &File, access: Access, block_size: BlockSize) -> Inspection<(Me
         }
         _ => Ok((metadata, ByteLen(len))),
     }
+}
+
+/// Whether the file is on a file system that cannot hang with a server. Unknown ones may.
+fn is_local(file: &File, metadata: &Metadata) -> bool {
+    const EXFAT: FsType = FsType(0x2011_BAB0);
+    const LOCAL: [FsType; 9] = [
+        statfs::EXT4_SUPER_MAGIC,
+        statfs::XFS_SUPER_MAGIC,
+        statfs::BTRFS_SUPER_MAGIC,
+        statfs::F2FS_SUPER_MAGIC,
+        statfs::TMPFS_MAGIC,
+        statfs::MSDOS_SUPER_MAGIC,
+        statfs::ISOFS_SUPER_MAGIC,
+        statfs::UDF_SUPER_MAGIC,
+        EXFAT,
+    ];
+    metadata.file_type().is_file() && fstatfs(file).is_ok_and(|stat| LOCAL.contains(&stat.filesystem_type()))
 }
 
 /// Locks the whole file; `false`: the file system has no locks.

@@ -20,15 +20,18 @@
 #![allow(unsafe_code)]
 
 mod error;
+mod payload;
 pub mod pool;
 mod reactor;
 mod slab;
+pub mod window;
 
 use std::{fs::File, io, sync::Arc};
 
 use self::pool::Buf;
 pub use self::{
     error::{RingError, SetupFailure},
+    payload::Payload,
     reactor::{OpKey, Ring, RingOptions},
 };
 use crate::units::ByteOffset;

@@ -7,8 +7,8 @@ use std::{cell::RefCell, collections::VecDeque, os::fd::BorrowedFd, rc::Rc};
 
 use fastrand::Rng;
 use ringdrive::{
-    gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError},
-    ring::pool::Buf,
+    gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
+    ring::{Payload, pool::Buf},
 };
 
 /// How this run's controller differs from the ideal one (kernel.md §1.3, §4).
@@ -34,10 +34,19 @@ impl Quirks {
 }
 
 struct Request {
-    buf: Buf,
+    bytes: Payload,
+    wake: Wake,
     len: usize,
     moved: usize,
     tag: Tag,
+}
+
+impl Request {
+    fn piece(&self, from: usize, to: usize) -> Vec<u8> {
+        let mut bytes = vec![0; to];
+        self.bytes.read(&mut bytes).unwrap();
+        bytes.split_off(from)
+    }
 }
 
 #[derive(Default)]
@@ -54,6 +63,8 @@ struct State {
     r#in: PipeState,
     out: PipeState,
     done: VecDeque<EndpointDone>,
+    /// One of them wants to be heard of.
+    woken: bool,
     max_packet: Option<usize>,
     quirks: Quirks,
     /// Requests refused for lack of memory.
@@ -85,8 +96,16 @@ impl State {
         }
     }
 
-    fn submit(&mut self, pipe: Pipe, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        assert!(len <= buf.len(), "a request of {len} bytes in a buffer of {}", buf.len());
+    fn submit(
+        &mut self,
+        pipe: Pipe,
+        bytes: Payload,
+        len: usize,
+        tag: Tag,
+        wake: Wake,
+    ) -> Result<(), Refused> {
+        let capacity = bytes.capacity();
+        assert!(len <= capacity, "a request of {len} bytes in {capacity}");
         let refusal = match self.max_packet {
             None => Some(TransferError::Disabled),
             Some(_) if len > self.quirks.largest_request => Some(TransferError::NoMemory),
@@ -99,17 +118,18 @@ impl State {
         match refusal {
             Some(error) => {
                 self.refused += u64::from(error == TransferError::NoMemory);
-                Err(Refused { buf, error })
+                Err(Refused { bytes, error })
             }
             None => {
-                self.pipe(pipe).staged.push_back(Request { buf, len, moved: 0, tag });
+                self.pipe(pipe).staged.push_back(Request { bytes, len, moved: 0, tag, wake });
                 Ok(())
             }
         }
     }
 
     fn finish(&mut self, pipe: Pipe, request: Request, result: Result<usize, TransferError>) {
-        self.done.push_back(EndpointDone { pipe, tag: request.tag, buf: request.buf, result });
+        self.woken |= request.wake == Wake::Now;
+        self.done.push_back(EndpointDone { pipe, tag: request.tag, bytes: request.bytes, result });
     }
 
     fn fail_all(&mut self, pipe: Pipe, error: TransferError) {
@@ -126,7 +146,7 @@ impl State {
         let small = state.queue.front().is_some_and(|request| request.len <= 64);
         if self.quirks.early_in && small && state.queue.len() == 1 && !state.halted && state.fifo.is_none() {
             let request = state.queue.pop_front().unwrap();
-            state.fifo = Some(request.buf[..request.len].to_vec());
+            state.fifo = Some(request.piece(0, request.len));
             let len = request.len;
             self.finish(Pipe::In, request, Ok(len));
         }
@@ -139,6 +159,7 @@ impl Bus {
             r#in: PipeState::default(),
             out: PipeState::default(),
             done: VecDeque::new(),
+            woken: false,
             max_packet: None,
             quirks,
             refused: 0,
@@ -156,9 +177,9 @@ impl Bus {
         self.0.borrow().refused
     }
 
-    /// Whether the device has completions to reap.
+    /// Whether the device has a completion to reap that it wants to be woken for.
     pub fn has_done(&self) -> bool {
-        !self.0.borrow().done.is_empty()
+        self.0.borrow().woken
     }
 
     /// Asks for one packet.
@@ -173,7 +194,7 @@ impl Bus {
         }
         let Some(request) = state.r#in.queue.front_mut() else { return Handshake::Nak };
         let end = request.len.min(request.moved + max_packet);
-        let packet = request.buf[request.moved..end].to_vec();
+        let packet = request.piece(request.moved, end);
         request.moved = end;
         if end == request.len {
             let request = state.r#in.queue.pop_front().unwrap();
@@ -191,7 +212,8 @@ impl Bus {
         }
         let Some(request) = state.out.queue.front_mut() else { return Handshake::Nak };
         let end = request.moved + packet.len();
-        request.buf[request.moved..end].copy_from_slice(packet);
+        let Payload::Buf(buf) = &mut request.bytes else { panic!("an OUT request without a buffer") };
+        buf[request.moved..end].copy_from_slice(packet);
         request.moved = end;
         if packet.len() < max_packet || end == request.len {
             let request = state.out.queue.pop_front().unwrap();
@@ -228,12 +250,12 @@ impl Bus {
 }
 
 impl Endpoints for SimEndpoints {
-    fn send(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.0.borrow_mut().submit(Pipe::In, buf, len, tag)
+    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        self.0.borrow_mut().submit(Pipe::In, bytes, len, tag, wake)
     }
 
     fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.0.borrow_mut().submit(Pipe::Out, buf, len, tag)
+        self.0.borrow_mut().submit(Pipe::Out, Payload::Buf(buf), len, tag, Wake::Now)
     }
 
     fn cancel(&mut self, pipe: Pipe) {
@@ -262,7 +284,9 @@ impl Endpoints for SimEndpoints {
     }
 
     fn reap(&mut self) -> Option<EndpointDone> {
-        self.0.borrow_mut().done.pop_front()
+        let mut state = self.0.borrow_mut();
+        state.woken = false;
+        state.done.pop_front()
     }
 
     fn ready_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -24,13 +24,25 @@ pub struct Checker {
     /// Unit attentions that each unit may still report.
     attentions: Vec<u32>,
     writes: u64,
+    /// Somebody is taking the medium out.
+    going: bool,
     trace: bool,
 }
 
 impl Checker {
     pub fn new(port: Port, disks: Vec<Disk>, stall: StallPolicy, rng: Rng, trace: bool) -> Self {
         let attentions = vec![0; disks.len()];
-        Self { port, disks, coverage: Coverage::new(), stall, rng, attentions, writes: 0, trace }
+        Self {
+            port,
+            disks,
+            coverage: Coverage::new(),
+            stall,
+            rng,
+            attentions,
+            writes: 0,
+            going: false,
+            trace,
+        }
     }
 
     fn mark(&mut self, name: &'static str) {
@@ -82,7 +94,7 @@ impl Checker {
             75..88 => self.broken_off(&job),
             88..92 => self.invalid_cbw(),
             92..93 => self.short_out(&job),
-            93..94 => self.change_medium(lun),
+            93..94 => self.change_medium(&job),
             94..96 => self.odd_clear_within(&job),
             96..98 => {
                 self.mark("clear halt between commands");
@@ -382,6 +394,10 @@ impl Checker {
                 self.mark("refused command");
                 Ok(())
             }
+            (2, _) if self.going => {
+                self.mark("ejected before the command");
+                Ok(())
+            }
             (3 | 4 | 7 | 0xb | 2, _) if self.port.world.media.faults() > faults => {
                 self.mark("medium fault");
                 Ok(())
@@ -470,20 +486,28 @@ impl Checker {
     }
 
     /// Somebody takes the medium out under the host's hands, and puts it back.
-    fn change_medium(&mut self, lun: usize) -> Result<(), String> {
+    fn change_medium(&mut self, job: &Job) -> Result<(), String> {
+        let (unit, lun) = (job.lun, usize::from(job.lun));
+        if lun >= self.disks.len() {
+            return self.honest(job);
+        }
         self.mark("ejected");
         self.note(|| format!("eject and insert of unit {lun}"));
-        let unit = u8::try_from(lun).unwrap();
-        let World { device, now, .. } = &mut self.port.world;
-        let ejected = device.eject(*now, unit, true);
-        if !self.port.world.settle() {
-            return Err("the device never comes to rest after an eject".into());
-        }
-        match ejected.take() {
+        let faults = self.port.world.media.faults();
+        self.attentions[lun] += 2;
+        self.port.eject_after(self.rng.u32(..60), unit);
+        self.going = true;
+        let result = self.honest(job);
+        self.going = false;
+        result?;
+        match self.port.ejected() {
             Some(Ok(_)) => {}
             other => return Err(format!("forced eject: {other:?}")),
         }
-        self.attentions[lun] += 2;
+        if self.port.world.media.faults() > faults {
+            // By force means: even if it could not be stored.
+            self.port.world.media.forget_volatile(&self.disks[lun].file);
+        }
         for _ in 0..4 {
             let what = What::Refused { key: 2 };
             let job = match self.rng.bool() {

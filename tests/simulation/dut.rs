@@ -40,8 +40,9 @@ impl Dut {
     /// What every event ends with, as in the real loop.
     fn after_event(&mut self, now: Nanos) {
         self.function.flush();
-        if let (None, Some(after)) = (self.deadline, self.function.timer()) {
-            self.deadline = Some(now + u64::try_from(after.as_nanos()).unwrap());
+        if let Some(after) = self.function.timer() {
+            let tick = now + u64::try_from(after.as_nanos()).unwrap();
+            self.deadline = Some(self.deadline.map_or(tick, |at| at.min(tick)));
         }
         self.resets.retain(|(acknowledged, done)| {
             let waits = acknowledged.try_recv().is_err();

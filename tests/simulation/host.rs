@@ -4,10 +4,11 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use ringdrive::gadget::endpoints::Pipe;
+use ringdrive::{drive::Refusal, gadget::endpoints::Pipe};
 
 use crate::{
     bus::{Bus, Handshake},
+    dut::Answer,
     world::{BusSignal, World},
 };
 
@@ -82,11 +83,14 @@ pub struct Port {
     tag: u32,
     /// Handshakes until something happens to the host.
     fuse: Option<(u32, Chaos)>,
+    /// Handshakes until somebody takes the medium out of a unit by force.
+    ejection: Option<(u32, u8)>,
+    ejected: Option<Answer<Result<String, Refusal>>>,
 }
 
 impl Port {
     pub fn new(world: World) -> Self {
-        Self { world, tag: 0, fuse: None }
+        Self { world, tag: 0, fuse: None, ejection: None, ejected: None }
     }
 
     /// Breaks off after this many handshakes.
@@ -96,6 +100,33 @@ impl Port {
 
     pub fn disarm(&mut self) {
         self.fuse = None;
+    }
+
+    /// Has the medium of a unit taken out after this many handshakes.
+    pub fn eject_after(&mut self, handshakes: u32, lun: u8) {
+        self.ejection = Some((handshakes, lun));
+    }
+
+    /// The answer to the ejection, asked for now if it has not been yet.
+    pub fn ejected(&mut self) -> Option<Result<String, Refusal>> {
+        if let Some((_, lun)) = self.ejection {
+            self.ejection = Some((0, lun));
+            self.burn_ejection();
+        }
+        self.world.settle();
+        self.ejected.take()?.take()
+    }
+
+    fn burn_ejection(&mut self) {
+        match &mut self.ejection {
+            Some((0, lun)) => {
+                let World { device, now, .. } = &mut self.world;
+                self.ejected = Some(device.eject(*now, *lun, true));
+                self.ejection = None;
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
     }
 
     /// Retries a packet until the device takes it or stalls.
@@ -113,6 +144,7 @@ impl Port {
                 };
                 *left = now;
             }
+            self.burn_ejection();
             self.world.idle(2);
             match send(&self.world.bus) {
                 Handshake::Ack(done) => return Ok(Some(done)),

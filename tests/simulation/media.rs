@@ -190,6 +190,13 @@ impl Media {
         self.0.borrow().faults
     }
 
+    /// What is volatile now is lost for good: nobody promises it any more.
+    pub fn forget_volatile(&self, file: &File) {
+        let mut state = self.0.borrow_mut();
+        let log = state.log(file);
+        log.durable.clone_from(&log.written);
+    }
+
     /// Sectors of `range` whose newest bytes would not survive a power cut.
     pub fn volatile(&self, file: &File, range: std::ops::Range<usize>) -> Vec<usize> {
         let mut state = self.0.borrow_mut();

@@ -49,8 +49,18 @@ impl World {
         !self.signals.is_empty()
     }
 
-    /// Lets one thing happen. `false`: nothing will ever happen unless the host does something.
+    /// Lets one thing happen, later if nothing can happen now. `false`: nothing will ever happen unless the host does something.
     pub fn step(&mut self) -> bool {
+        if self.step_now() {
+            return true;
+        }
+        let later = self.media.next_due().into_iter().chain(self.device.deadline).min();
+        self.now = later.unwrap_or(self.now);
+        later.is_some()
+    }
+
+    /// Lets one thing happen that can happen now, if there is one.
+    fn step_now(&mut self) -> bool {
         let due = |at: Option<Nanos>| at.is_some_and(|at| at <= self.now);
         let possible = [
             (self.signals_pending(), Next::Signal),
@@ -61,9 +71,7 @@ impl World {
         let mut possible: Vec<Next> =
             possible.into_iter().filter_map(|(now, next)| now.then_some(next)).collect();
         if possible.is_empty() {
-            let later = self.media.next_due().into_iter().chain(self.device.deadline).min();
-            self.now = later.unwrap_or(self.now);
-            return later.is_some();
+            return false;
         }
         match possible.swap_remove(self.rng.usize(..possible.len())) {
             Next::Signal => {
@@ -80,13 +88,11 @@ impl World {
         true
     }
 
-    /// A few things happen while the host is busy elsewhere.
+    /// A few things may happen while the host is busy elsewhere for a moment.
     pub fn idle(&mut self, most: usize) {
         for _ in 0..self.rng.usize(..=most) {
             self.now += self.rng.u64(..20_000);
-            if !self.step() {
-                return;
-            }
+            self.step_now();
         }
     }
 

@@ -65,8 +65,15 @@ pub(super) enum Command {
 }
 
 impl Iocb {
-    /// A request for `bytes`, whose event carries `user` and signals `event_fd`.
-    pub(super) fn new(command: Command, fd: RawFd, bytes: &mut [u8], event_fd: RawFd, user: usize) -> Self {
+    /// A request for `len` bytes at `address`, whose event carries `user` and signals `event_fd`.
+    pub(super) fn new(
+        command: Command,
+        fd: RawFd,
+        address: *const u8,
+        len: usize,
+        event_fd: Option<RawFd>,
+        user: usize,
+    ) -> Self {
         let opcode = match command {
             Command::Read => 0,
             Command::Write => 1,
@@ -75,10 +82,10 @@ impl Iocb {
             data: widen(user),
             opcode,
             fd: fd.unsigned_abs(),
-            buf: widen(bytes.as_mut_ptr().addr()),
-            len: widen(bytes.len()),
-            flags: FLAG_EVENT_FD,
-            event_fd: event_fd.unsigned_abs(),
+            buf: widen(address.expose_provenance()),
+            len: widen(len),
+            flags: if event_fd.is_some() { FLAG_EVENT_FD } else { 0 },
+            event_fd: event_fd.map_or(0, RawFd::unsigned_abs),
             ..Self::default()
         }
     }
