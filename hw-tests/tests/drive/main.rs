@@ -1,0 +1,81 @@
+//! Drives end to end on a board: what the host sees of them, whoever serves.
+//!
+//! Each [`Case`] runs once for each backend that it is meant for, and is named after it: `aio` and `sync` are `ringdrived`
+//! with that endpoint engine, `kernel` is `f_mass_storage`, against which the case itself is checked. Off a board all are
+//! reported as ignored, with the reason.
+
+mod disks;
+mod eject;
+mod events;
+mod filesystem;
+mod integrity;
+mod killed;
+mod optical;
+mod refusals;
+mod reset;
+mod thirteen;
+mod unplug;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use hw_tests::board::Board;
+use hw_tests::rig::Backend;
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// A test, and who must pass it.
+pub(crate) struct Case {
+    /// A sentence.
+    pub(crate) name: &'static str,
+    pub(crate) on: &'static [Backend],
+    pub(crate) run: fn(&Board, Backend) -> Result<()>,
+}
+
+/// `ringdrived` with both engines, and the reference.
+pub(crate) const ALL: &[Backend] = &[Backend::Kernel, Backend::Aio, Backend::Sync];
+/// `ringdrived` with both engines.
+pub(crate) const ENGINES: &[Backend] = &[Backend::Aio, Backend::Sync];
+/// `ringdrived`, where the engine makes no difference.
+pub(crate) const DAEMON: &[Backend] = &[Backend::Aio];
+/// As [`DAEMON`], and the reference.
+pub(crate) const DAEMON_AND_KERNEL: &[Backend] = &[Backend::Kernel, Backend::Aio];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // All use the one device port.
+    arguments.test_threads = Some(1);
+    let board = Board::find().and_then(|board| match board.prepare() {
+        Ok(()) => Ok(board),
+        Err(error) => Err(format!("{error:#}")),
+    });
+    let groups: [(&str, &[Case]); 11] = [
+        ("integrity", integrity::CASES),
+        ("optical", optical::CASES),
+        ("disks", disks::CASES),
+        ("filesystem", filesystem::CASES),
+        ("thirteen", thirteen::CASES),
+        ("reset", reset::CASES),
+        ("eject", eject::CASES),
+        ("unplug", unplug::CASES),
+        ("events", events::CASES),
+        ("refusals", refusals::CASES),
+        ("killed", killed::CASES),
+    ];
+    let mut trials = Vec::new();
+    for (group, cases) in groups {
+        for case in cases {
+            trials.extend(case.on.iter().map(|&backend| trial(group, case, backend, board.clone())));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(group: &str, case: &'static Case, backend: Backend, board: Result<Board, String>) -> Trial {
+    let name = format!("{group}::{}::{}", case.name, backend.name());
+    match board {
+        Ok(board) => Trial::test(name, move || {
+            (case.run)(&board, backend).map_err(|error| format!("{error:#}").into())
+        }),
+        Err(reason) => Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason))),
+    }
+}
