@@ -2,6 +2,7 @@
 //!
 //! Each command is a module; `setup` is what the others call first, `vm` is the virtual board on which `test` and `demo` run.
 
+mod bench;
 mod console;
 mod demo;
 mod lint;
@@ -47,6 +48,12 @@ enum Command {
     Demo(demo::Args),
     #[command(name = demo::ON_BOARD, hide = true)]
     DemoOnBoard(demo::OnBoardArgs),
+    /// Our speed and CPU time against the kernel's f_mass_storage, repeatable to the digit
+    ///
+    /// On the virtual board with a cable's bandwidth, at high speed and SuperSpeed. docs/performance.md tells how to read it.
+    Bench(bench::Args),
+    #[command(name = bench::ON_BOARD, hide = true)]
+    BenchOnBoard(bench::OnBoardArgs),
     /// Every test, on this machine and on the virtual board; ends with a table
     ///
     /// Set-up, lint, unit, integration and doc tests, and the virtual board's at high speed and SuperSpeed. A test that is
@@ -61,6 +68,8 @@ fn main() -> ExitCode {
         Command::Lint => lint::run(),
         Command::Demo(args) => demo::run(args),
         Command::DemoOnBoard(args) => demo::on_board(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::BenchOnBoard(args) => bench::on_this_board(&args),
         Command::Test(args) => test::run(args),
     };
     outcome.unwrap_or_else(|error| {

@@ -81,6 +81,9 @@ pub(crate) struct Args {
     /// The board's CPUs; more than one boots much slower where this machine is busy
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) cpus: u8,
+    /// Add to the kernel's command line
+    #[arg(long, value_name = "PARAMETER")]
+    pub(crate) append: Vec<String>,
     /// Give up when the board has not come up after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 240)]
     pub(crate) boot_timeout: u64,
@@ -96,7 +99,8 @@ impl Args {
     /// `command` with the defaults of the command line.
     pub(crate) fn new(speed: Speed, command: Vec<OsString>) -> Self {
         let (mem, link) = ("1G".to_owned(), Link::Stock);
-        Self { speed, icount: false, link, mem, cpus: 1, boot_timeout: 240, timeout: 0, command }
+        let append = Vec::new();
+        Self { speed, icount: false, link, mem, cpus: 1, append, boot_timeout: 240, timeout: 0, command }
     }
 }
 
@@ -281,6 +285,9 @@ impl Run {
         vng.arg("--memory").arg(&args.mem).arg("--cpus").arg(args.cpus.to_string());
         vng.arg("--qemu").arg(self.file("qemu")).arg("--rwdir").arg(project::target_dir()?);
         vng.args(["--append", "loglevel=5", "--append", "oops=panic"]);
+        for parameter in &args.append {
+            vng.arg("--append").arg(parameter);
+        }
         if args.icount {
             vng.arg("--qemu-opts=-icount shift=0,sleep=off -cpu max,erms=off,fsrm=off");
         }

@@ -7,6 +7,7 @@ mod apt;
 mod kernel;
 mod link;
 mod memtest;
+mod nfs;
 mod packages;
 mod virtme;
 
@@ -57,6 +58,12 @@ pub(crate) fn board(link: Link) -> Result<Board> {
 pub(crate) fn memtest_iso() -> Result<PathBuf> {
     let _lock = lock()?;
     memtest::ensure()
+}
+
+/// Where the programs of an NFS server are, unpacked from Debian's packages.
+pub(crate) fn nfs_server() -> Result<PathBuf> {
+    let _lock = lock()?;
+    nfs::ensure()
 }
 
 /// Two set-ups at once would unpack over each other: the second waits.

@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 10] = [
+const PACKAGES: [(&str, &str); 12] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
@@ -17,6 +17,8 @@ const PACKAGES: [(&str, &str); 10] = [
     ("mtools", "reading a FAT image without mounting it"),
     ("eject", "ejecting from the host's side"),
     ("fio", "verified random reads and writes"),
+    ("e2fsprogs", "mkfs.ext4, for measurements"),
+    ("iproute2", "tc, which makes the network slow for measurements"),
     ("sg3-utils", "single SCSI commands from the host's side"),
     ("usbutils", "lsusb"),
 ];

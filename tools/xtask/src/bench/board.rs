@@ -1,0 +1,78 @@
+//! On the board: makes each source, has it served by the kernel and then by us, and prints what it measured, a JSON object a
+//! line.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use xshell::Shell;
+
+use super::meter::Reading;
+use super::plan::{KIB, MIB, Pattern, Source, Test, float};
+use super::served::Served;
+use super::{Engine, OnBoardArgs, fio, image::Image};
+
+/// Enough to have all code in memory, from the host's fio to the server's.
+const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
+
+/// Runs all tests; see the module.
+pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
+    let shell = Shell::new()?;
+    for &source in &args.sources {
+        let image = Image::make(&shell, source, &args.nfs)?;
+        let path = &image.path;
+        measure(&shell, args, source, &image, None, || {
+            Served::by_kernel(path, source.writable(), args.speed)
+        })?;
+        for engine in args.engine.all() {
+            measure(&shell, args, source, &image, Some(engine), || {
+                Served::by_us(path, source.writable(), args.speed, engine)
+            })?;
+        }
+        image.remove(&shell)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All tests of one source with one server; `engine` is none for the kernel's.
+fn measure(
+    shell: &Shell,
+    args: &OnBoardArgs,
+    source: Source,
+    image: &Image,
+    engine: Option<Engine>,
+    serve: impl FnOnce() -> Result<Served>,
+) -> Result<()> {
+    let by = engine.map_or("kernel", Engine::name);
+    let context = || format!("{}, {} speed, {by}", source.name(), args.speed.name());
+    eprintln!("{}", context());
+    let served = serve().with_context(context)?;
+    let server = served.server()?;
+    image.settle()?;
+    fio::run(shell, &served.disk, WARM_UP, 64 * KIB).with_context(context)?;
+    // fio's own start and end cost the board as much as some tests: known, and taken off.
+    let before = Reading::take(server)?;
+    fio::run(shell, &served.disk, WARM_UP, 4 * KIB).with_context(context)?;
+    let start = Reading::take(server)?.since(before);
+    for test in source.tests() {
+        let amount = test.amount(source, args.speed, args.quick);
+        image.settle()?;
+        let before = Reading::take(server)?;
+        let speed = fio::run(shell, &served.disk, test, amount).with_context(context)?;
+        let used = Reading::take(server)?.since(before);
+        let mib = float(amount) / float(MIB);
+        let line = json!({
+            "source": source.name(),
+            "test": test.name(),
+            "by": by,
+            "mb_s": speed,
+            "cpu_us_per_mib": float(used.serving) / 1e3 / mib,
+            "board_us_per_mib": float(used.board.saturating_sub(start.board)) / 1e3 / mib,
+        });
+        println!("{line}");
+    }
+    if let Some(peak) = served.peak_memory()? {
+        println!("{}", json!({ "source": source.name(), "by": by, "peak_memory_kib": peak }));
+    }
+    served.stop().with_context(context)
+}
