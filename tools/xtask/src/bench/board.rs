@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use xshell::Shell;
+use xshell::{Shell, cmd};
 
 use super::meter::Reading;
 use super::plan::{KIB, MIB, Pattern, Source, Test, float};
@@ -18,6 +18,8 @@ const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
 /// Runs all tests; see the module.
 pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     let shell = Shell::new()?;
+    // It would read from the drive whenever a program that had it open for writing is done with it.
+    cmd!(shell, "udevadm control --exit").quiet().run()?;
     for &source in &args.sources {
         let image = Image::make(&shell, source, &args.nfs)?;
         let path = &image.path;
@@ -60,6 +62,7 @@ fn measure(
         let before = Reading::take(server)?;
         let speed = fio::run(shell, &served.disk, test, amount).with_context(context)?;
         let used = Reading::take(server)?.since(before);
+        eprintln!("RAW {} start {} board {} serving {}", test.name(), start.board, used.board, used.serving);
         let mib = float(amount) / float(MIB);
         let line = json!({
             "source": source.name(),

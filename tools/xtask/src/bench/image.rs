@@ -100,7 +100,7 @@ fn serve_nfs(shell: &Shell, programs: &Path, dir: &Path) -> Result<Vec<Running>>
     for state in ["/var/lib/nfs/v4recovery", "/run/rpcbind"] {
         fs::create_dir_all(state)?;
     }
-    for file in ["/var/lib/nfs/etab", "/var/lib/nfs/rmtab"] {
+    for file in ["/etc/exports", "/var/lib/nfs/etab", "/var/lib/nfs/rmtab"] {
         File::create(file)?;
     }
     // rpcbind wants to become this user.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
@@ -60,21 +60,23 @@ fn nanoseconds(clock: ClockId) -> Result<u64> {
     Ok(u64::try_from(time.as_nanos())?)
 }
 
-/// What the CPUs have slept, interrupts taken off. `/proc/stat` has the same in hundredths of a second.
+/// What the CPU has slept, interrupts taken off. `/proc/stat` has the same in hundredths of a second.
+///
+/// Sleep while some task waits in an io_uring counts as waiting for I/O; it is sleep all the same.
 fn idle() -> Result<u64> {
     let text = fs::read_to_string("/proc/timer_list").context("the board's idle time is root's to read")?;
-    let mut sum = 0;
-    let mut cpus = 0;
-    for line in text.lines() {
-        let Some(rest) = line.trim().strip_prefix(".idle_sleeptime") else { continue };
-        let number = rest.trim_start_matches([' ', ':']).split(' ').next().unwrap_or_default();
-        sum += number.parse::<u64>().with_context(|| format!("no number in {line:?}"))?;
-        cpus += 1;
-    }
-    if cpus != 1 {
-        bail!("the board has {cpus} CPUs in /proc/timer_list; measurements are made with one");
-    }
-    Ok(sum)
+    let times = |name: &str| -> Result<Vec<u64>> {
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix(name));
+        lines
+            .map(|rest| {
+                let number = rest.trim_start_matches([' ', ':']).split(' ').next().unwrap_or_default();
+                number.parse().with_context(|| format!("no number behind {name}"))
+            })
+            .collect()
+    };
+    let (idle, waiting) = (times(".idle_sleeptime")?, times(".iowait_sleeptime")?);
+    ensure!(idle.len() == 1 && waiting.len() == 1, "measurements are made with one CPU, not {}", idle.len());
+    Ok(idle.iter().chain(&waiting).sum())
 }
 
 /// The thread of f_mass_storage.
