@@ -62,7 +62,6 @@ fn measure(
         let before = Reading::take(server)?;
         let speed = fio::run(shell, &served.disk, test, amount).with_context(context)?;
         let used = Reading::take(server)?.since(before);
-        eprintln!("RAW {} start {} board {} serving {}", test.name(), start.board, used.board, used.serving);
         let mib = float(amount) / float(MIB);
         let line = json!({
             "source": source.name(),

@@ -86,7 +86,8 @@ fn fill(path: &Path) -> Result<()> {
 
 /// A disk in memory, not a loop device: a loop device serves from a kernel worker of its own, whose time would be measured.
 fn on_ram_disk(shell: &Shell, dir: &Path) -> xshell::Result<()> {
-    cmd!(shell, "modprobe -a brd ext4").env("MODPROBE_OPTIONS", "").quiet().run()?;
+    cmd!(shell, "modprobe ext4").quiet().run()?;
+    cmd!(shell, "modprobe brd rd_nr=1 rd_size=196608").quiet().run()?;
     cmd!(shell, "mkfs.ext4 -q -F /dev/ram0 160M").quiet().run()?;
     cmd!(shell, "mount -t ext4 /dev/ram0 {dir}").quiet().run()
 }

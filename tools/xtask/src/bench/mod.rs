@@ -193,7 +193,7 @@ fn on_board(args: &Args, speed: Speed, nfs: &std::path::Path) -> Result<String> 
         link: Link::Real,
         timeout: LIMIT_SECONDS,
         // As on boards' kernels; Debian's default would zero every buffer of either side first.
-        append: vec!["init_on_alloc=0".to_owned(), "brd.rd_nr=1".to_owned(), "brd.rd_size=196608".to_owned()],
+        append: vec!["init_on_alloc=0".to_owned()],
         ..vm::Args::new(speed, command)
     };
     let mut printed = Vec::new();
