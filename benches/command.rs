@@ -20,11 +20,11 @@ use ringdrive::{
     gadget::{BusEvent, Speed},
     media::{Access, Image},
     ring::{
-        MoveOp, Moved, Mover, OpTag,
+        MoveOp, Moved, Mover, OpTag, Wait,
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, Medium, RESPONSE_LEN_MAX, Reply, Target, Unit},
-    units::{BlockSize, Blocks, ByteOffset},
+    units::{BlockSize, Blocks, ByteLen, ByteOffset},
 };
 
 use bus::{Bus, Handshake, Quirks, SimEndpoints};
@@ -46,6 +46,12 @@ impl Immediate {
 }
 
 impl Mover for Immediate {
+    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], _wait: Wait) -> bool {
+        file.read_exact_at(to, at.0).is_ok()
+    }
+
+    fn will_read(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen) {}
+
     fn read(
         &mut self,
         file: &Arc<File>,

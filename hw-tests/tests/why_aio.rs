@@ -29,7 +29,7 @@ use ringdrive::{
         aio::AioEngine,
         endpoints::{EndpointDone, Endpoints, Pipe, Tag, TransferError, Wake},
     },
-    ring::{Payload, pool::Pool},
+    ring::pool::Pool,
 };
 use served::{Host, PATIENCE, Served, eventually};
 
@@ -216,8 +216,7 @@ fn inline() -> Result<()> {
     let before = workers();
 
     let mut aio = bench.aio()?;
-    aio.send(Payload::Buf(pool.take().context("no buffer")?), LEN, Tag(1), Wake::Now)
-        .map_err(|refused| refused.error)?;
+    aio.send(pool.take().context("no buffer")?, LEN, Tag(1), Wake::Now).map_err(|refused| refused.error)?;
     aio.receive(pool.take().context("no buffer")?, LEN, Tag(2)).map_err(|refused| refused.error)?;
     aio.flush();
     // A thread that were to come would be made before io_submit returns.
@@ -255,7 +254,7 @@ fn queue_until_killed(how: &str) -> Result<std::convert::Infallible> {
                 .receive(pool.take().context("no buffer")?, LEN, Tag(1))
                 .map_err(|refused| refused.error)?;
             engine
-                .send(Payload::Buf(pool.take().context("no buffer")?), LEN, Tag(2), Wake::Now)
+                .send(pool.take().context("no buffer")?, LEN, Tag(2), Wake::Now)
                 .map_err(|refused| refused.error)?;
             engine.flush();
         }

@@ -1,15 +1,18 @@
 //! A data-in phase with an image behind it, and VERIFY, which is the same without a host.
 //!
 //! ```text
-//!   map ──► read (ring) ──► [window, in order] ──► send (IN pipe)
+//!   map ──► in memory? read at once ──────────────────────────┐
+//!       └─► else read by the ring ──► [window, in order] ──► send (IN pipe)
 //! ```
 //! Up to [`WINDOW`] reads are under way at once and may end in any order; the bytes leave in order. The first chunk is small, so
-//! that the host gets its first packet early. Called by `function`; owns no buffer that the ring or an engine holds.
+//! that the host gets its first packet early. Called by `phases`; owns no buffer that the ring or an engine holds.
+
+use std::{fs::File, sync::Arc};
 
 use crate::{
     gadget::endpoints::{Endpoints, Pipe, Wake},
-    media::{Extent, FaultKind, Medium},
-    ring::{Moved, Mover, OpTag, Payload, window::Windows},
+    media::{Extent, FaultKind, Medium, Residence},
+    ring::{Moved, Mover, OpTag, Wait, pool::Buf},
     units::{BlockSize, ByteLen, ByteOffset, ByteRange, Lba},
 };
 
@@ -25,20 +28,11 @@ const QUEUED: u32 = 8;
 /// One in so many of them wakes us to queue more. Divides [`QUEUED`], so that a full queue always has one.
 const WAKE_EVERY: u32 = 4;
 
-/// Where the bytes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// The page cache, where they are in it; else as [`Source::Ring`].
-    PageCache,
-    /// Reads by the ring.
-    Ring,
-}
-
 /// Where the bytes of the phase go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sink {
     /// To the host.
-    Host(Source),
+    Host,
     /// Nowhere: they only have to be readable (SBC-3 VERIFY with BYTCHK 00b).
     Nowhere,
 }
@@ -48,7 +42,7 @@ enum Chunk {
     /// The ring reads the first `file` bytes; the rest, up to `len`, are zeroes behind the end of the image.
     Reading { file: usize, len: usize },
     /// The first `len` bytes of the buffer are next.
-    Ready { bytes: Payload, len: usize },
+    Ready { buf: Buf, len: usize },
     /// These bytes cannot be had.
     Failed(FaultKind),
 }
@@ -76,6 +70,8 @@ pub(super) struct DataIn {
     window: [Option<Chunk>; WINDOW],
     first: u32,
     next: u32,
+    /// Every byte so far was in memory.
+    immediate: bool,
 }
 
 impl DataIn {
@@ -90,6 +86,7 @@ impl DataIn {
             window: [const { None }; WINDOW],
             first: 0,
             next: 0,
+            immediate: true,
         }
     }
 
@@ -101,6 +98,11 @@ impl DataIn {
     /// Where the bytes go.
     pub(super) fn sink(&self) -> Sink {
         self.sink
+    }
+
+    /// Whether every byte so far was in memory.
+    pub(super) fn immediate(&self) -> bool {
+        self.immediate
     }
 
     /// The first block that has not been queued or verified.
@@ -117,7 +119,7 @@ impl DataIn {
                 if let Some(tail) = buf.get_mut(file..len) {
                     tail.fill(0);
                 }
-                Chunk::Ready { bytes: Payload::Buf(buf), len }
+                Chunk::Ready { buf, len }
             }
             (Ok(_), _) => Chunk::Failed(FaultKind::Truncated),
             (Err(error), _) => Chunk::Failed(FaultKind::from(&error)),
@@ -129,19 +131,18 @@ impl DataIn {
         &mut self,
         medium: &dyn Medium,
         mover: &mut impl Mover,
-        windows: &mut Windows,
         pipes: &mut Pipes<E>,
     ) -> Result<Progress, PipeError> {
-        self.ask(medium, mover, windows, pipes);
+        self.ask(medium, mover, pipes);
         while let Some(slot) = self.window.get_mut(slot_of(self.first)) {
             match slot.take() {
                 ready @ Some(Chunk::Ready { .. })
-                    if self.sink != Sink::Nowhere && pipes.queued(Pipe::In) >= QUEUED =>
+                    if self.sink == Sink::Host && pipes.queued(Pipe::In) >= QUEUED =>
                 {
                     *slot = ready;
                     return Ok(Progress::Going);
                 }
-                Some(Chunk::Ready { bytes, len }) => {
+                Some(Chunk::Ready { buf, len }) => {
                     self.first = self.first.wrapping_add(1);
                     self.moved += ByteLen::from(len).0;
                     let is_last = self.ahead.is_empty() && self.first == self.next;
@@ -151,8 +152,12 @@ impl DataIn {
                         Wake::Later
                     };
                     match self.sink {
-                        Sink::Host(_) => pipes.send_data(bytes, len, wake)?,
-                        Sink::Nowhere => drop(bytes),
+                        Sink::Host => pipes.send_data(buf, len, wake)?,
+                        Sink::Nowhere => drop(buf),
+                    }
+                    // The host takes this chunk while we read the next. The last goes together with the CSW.
+                    if !is_last {
+                        pipes.flush();
                     }
                 }
                 Some(Chunk::Failed(kind)) => return Ok(Progress::Fault(kind)),
@@ -162,37 +167,32 @@ impl DataIn {
                 }
                 None => break,
             }
-            self.ask(medium, mover, windows, pipes);
+            self.ask(medium, mover, pipes);
         }
         Ok(if self.ahead.is_empty() { Progress::Done } else { Progress::Going })
     }
 
-    fn ask<E: Endpoints>(
-        &mut self,
-        medium: &dyn Medium,
-        mover: &mut impl Mover,
-        windows: &mut Windows,
-        pipes: &Pipes<E>,
-    ) {
+    fn ask<E: Endpoints>(&mut self, medium: &dyn Medium, mover: &mut impl Mover, pipes: &Pipes<E>) {
         while !self.ahead.is_empty() {
             let Some(slot @ None) = self.window.get_mut(slot_of(self.next)) else { return };
             let chunk = ByteLen::from(pipes.chunk());
             let small = self.next == 0 && self.ahead.len() > chunk;
             let (mut want, mut rest) =
                 self.ahead.split_at(if small { FIRST_CHUNK.min(chunk) } else { chunk });
-            let extent = medium.map(want);
-            if self.sink == Sink::Host(Source::PageCache)
-                && let Extent::File { file, offset, len } = &extent
-                && *len == want.len()
-                && let Some(piece) = windows.piece(file, *offset, len.to_usize())
-            {
-                *slot = Some(Chunk::Ready { bytes: Payload::Piece(piece), len: len.to_usize() });
-                self.ahead = rest;
-                self.next = self.next.wrapping_add(1);
-                continue;
-            }
             let Some(mut buf) = pipes.data() else { return };
-            let made = match extent {
+            let made = match medium.map(want) {
+                Extent::File { file, offset, len }
+                    if self.immediate && len == want.len() && {
+                        self.immediate = read_now(medium, mover, &file, offset, &mut buf, len);
+                        self.immediate
+                    } =>
+                {
+                    *slot = Some(Chunk::Ready { buf, len: len.to_usize() });
+                    self.ahead = rest;
+                    self.next = self.next.wrapping_add(1);
+                    // To be sent before the next is read.
+                    return;
+                }
                 Extent::File { file, offset, len } => {
                     // Only the last extent of an image may end off a packet boundary, with the padding of its last block behind.
                     if len < want.len() && !is_padding(medium, want, len) {
@@ -209,7 +209,7 @@ impl DataIn {
                     (want, rest) = self.ahead.split_at(len.min(want.len()));
                     let len = want.len().to_usize();
                     buf.iter_mut().take(len).for_each(|byte| *byte = 0);
-                    Chunk::Ready { bytes: Payload::Buf(buf), len }
+                    Chunk::Ready { buf, len }
                 }
                 Extent::Fault { kind, .. } => Chunk::Failed(kind),
             };
@@ -217,6 +217,22 @@ impl DataIn {
             self.ahead = rest;
             self.next = self.next.wrapping_add(1);
         }
+    }
+}
+
+fn read_now(
+    medium: &dyn Medium,
+    mover: &mut impl Mover,
+    file: &Arc<File>,
+    at: ByteOffset,
+    buf: &mut Buf,
+    len: ByteLen,
+) -> bool {
+    let Some(to) = buf.get_mut(..len.to_usize()) else { return false };
+    match medium.residence() {
+        Residence::Memory => mover.read_now(file, at, to, Wait::ForMemory),
+        Residence::Local => mover.read_now(file, at, to, Wait::Never),
+        Residence::Remote => false,
     }
 }
 

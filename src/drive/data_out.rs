@@ -117,10 +117,8 @@ impl DataOut {
         }
         let kept = came.min(self.keep);
         self.keep -= kept;
-        if kept > 0
-            && let Some(buf) = done.bytes.into_buf()
-        {
-            self.store(buf, kept, medium, mover);
+        if kept > 0 {
+            self.store(done.buf, kept, medium, mover);
         }
     }
 

@@ -28,7 +28,10 @@ use crate::{
         BusEvent, ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
-    ring::{MoveOp, Moved, Mover, Payload, pool::Pool, window::Windows},
+    ring::{
+        MoveOp, Moved, Mover,
+        pool::{Buf, Pool},
+    },
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
 };
 
@@ -141,7 +144,6 @@ pub struct Function<E, M> {
     pub(super) stopped: bool,
     events: EventSink,
     pub(super) pipes: Pipes<E>,
-    pub(super) windows: Windows,
     pub(super) phase: Phase,
     pub(super) open: Open,
     halt_again: bool,
@@ -178,7 +180,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             stopped: false,
             events,
             pipes,
-            windows: Windows::new(),
             phase: Phase::Down,
             open: Open { lun: 0, opcode: 0, data: DataPhase::None },
             halt_again: false,
@@ -333,7 +334,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         match done.result {
             Ok(len) => match (done.pipe, done.tag) {
-                (Pipe::Out, CBW) => self.cbw(done.bytes, len),
+                (Pipe::Out, CBW) => self.cbw(&done.buf, len),
                 (Pipe::Out, _) => self.data_received(done),
                 (Pipe::In, _) => {
                     drop(done);
@@ -347,13 +348,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(TransferError::Cancelled) => self.try_halt(),
             // dwc3 ends what is queued when the host clears a halt (kernel.md §1.3).
             Err(TransferError::Interrupted) if done.tag == CBW => self.pipes.receive_cbw(),
-            Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send_csw(done.bytes, Wake::Now),
+            Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send_csw(done.buf, Wake::Now),
             Err(error) => Err(PipeError(error)),
         }
     }
 
-    fn cbw(&mut self, bytes: Payload, len: usize) -> Result<(), PipeError> {
-        let Some(buf) = bytes.into_buf().filter(|_| matches!(self.phase, Phase::Idle)) else { return Ok(()) };
+    fn cbw(&mut self, buf: &Buf, len: usize) -> Result<(), PipeError> {
+        if !matches!(self.phase, Phase::Idle) {
+            return Ok(());
+        }
         match self.bot.receive_cbw(buf.get(..len).unwrap_or_default()) {
             Ok(command) => self.command(command),
             Err(error) => {
@@ -399,11 +402,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(PipeError(TransferError::Disabled)) => self.abort(After::Down),
             Err(PipeError(error)) => {
                 tracing::warn!(function = self.name, %error, "transfer failed; halted until the host resets");
-                match error {
-                    TransferError::NoMemory => self.pipes.shrink_chunk(),
-                    // The file was truncated under its window. The ring will find that out and say MEDIUM ERROR.
-                    TransferError::Fault => self.windows.close_for_good(),
-                    _ => {}
+                if error == TransferError::NoMemory {
+                    self.pipes.shrink_chunk();
                 }
                 self.break_off();
             }

@@ -22,6 +22,7 @@ mod fault;
 pub mod function;
 mod phases;
 mod pipes;
+mod read_ahead;
 mod requests;
 pub mod thread;
 

@@ -15,7 +15,7 @@ use crate::{
     bot::{CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
     media::FaultKind,
-    ring::{Mover, OpTag, Payload, pool::Buf},
+    ring::{Mover, OpTag, pool::Buf},
     scsi::{MediaOp, Pending, Reply, Sense, Status, sense},
     units::{BlockRange, ByteRange, Lba},
 };
@@ -70,7 +70,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match (plan.phase, response) {
             (DataPhase::In { send }, Some(response)) if send > 0 => {
                 let len = usize::try_from(send).unwrap_or(0);
-                self.pipes.send_data(Payload::Buf(response), len, Wake::Later)?;
+                self.pipes.send_data(response, len, Wake::Later)?;
                 self.end(status, send)
             }
             _ => self.conclude(status),
@@ -119,8 +119,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         match (op, range, self.open.data) {
             (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
-                let from = loaded.source_of(range);
-                let data = DataIn::new(range, send.into(), data_in::Sink::Host(from));
+                loaded.read_ahead(range, &mut self.mover);
+                let data = DataIn::new(range, send.into(), data_in::Sink::Host);
                 self.phase = Phase::In { data, pending };
                 self.note_first_read(lun, blocks.start().0);
                 self.pump_in()
@@ -166,7 +166,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::In { data, .. } = &mut self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.windows, &mut self.pipes)?,
+            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.pipes)?,
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {
@@ -176,13 +176,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return Ok(());
         };
         let block = loaded.map(|loaded| loaded.image.block_size());
+        if let Some(loaded) = self.drive_mut(self.open.lun).and_then(|drive| drive.loaded.as_mut()) {
+            loaded.slow = !data.immediate();
+        }
         let result = match progress {
             Progress::Fault(kind) => Err(self.fault(kind, Way::Read, block.map(|block| data.lba(block)))),
             Progress::Going | Progress::Done => Ok(()),
         };
         let status = self.target.complete(pending, result);
         match data.sink() {
-            data_in::Sink::Host(_) => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Host => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
             data_in::Sink::Nowhere => self.conclude(status),
         }
     }
@@ -285,7 +288,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 let last = usize::try_from(moved).unwrap_or(0).checked_rem(self.pipes.max_packet());
                 if last.is_none_or(|last| last == 0) {
                     let empty = self.pipes.small()?;
-                    self.pipes.send_data(Payload::Buf(empty), 0, Wake::Later)?;
+                    self.pipes.send_data(empty, 0, Wake::Later)?;
                 }
                 self.send_csw(ending.csw, Wake::Later)
             }
@@ -304,7 +307,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             head.copy_from_slice(&csw);
         }
         self.phase = Phase::Idle;
-        self.pipes.send_csw(Payload::Buf(buf), wake)?;
+        self.pipes.send_csw(buf, wake)?;
         self.bot.csw_sent();
         self.pipes.receive_cbw()?;
         self.note_prevented(self.open.lun);

@@ -9,10 +9,10 @@ use crate::{
     bot::CSW_LEN,
     gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Tag, TransferError, Wake},
     ring::{
-        Mover, OpTag, Payload,
+        Mover, OpTag, Wait,
         pool::{Buf, Pool},
     },
-    units::ByteOffset,
+    units::{ByteLen, ByteOffset},
 };
 
 /// A CBW read.
@@ -100,19 +100,19 @@ impl<E: Endpoints> Pipes<E> {
         );
     }
 
-    pub(super) fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), PipeError> {
-        self.endpoints.send(bytes, len, tag, wake).map_err(|refused| PipeError(refused.error))?;
+    pub(super) fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), PipeError> {
+        self.endpoints.send(buf, len, tag, wake).map_err(|refused| PipeError(refused.error))?;
         self.queued_in += 1;
         Ok(())
     }
 
     /// Bytes of a data phase.
-    pub(super) fn send_data(&mut self, bytes: Payload, len: usize, wake: Wake) -> Result<(), PipeError> {
-        self.send(bytes, len, data_tag(u32::try_from(len).unwrap_or(0)), wake)
+    pub(super) fn send_data(&mut self, buf: Buf, len: usize, wake: Wake) -> Result<(), PipeError> {
+        self.send(buf, len, data_tag(u32::try_from(len).unwrap_or(0)), wake)
     }
 
-    pub(super) fn send_csw(&mut self, bytes: Payload, wake: Wake) -> Result<(), PipeError> {
-        self.send(bytes, CSW_LEN, CSW, wake)
+    pub(super) fn send_csw(&mut self, buf: Buf, wake: Wake) -> Result<(), PipeError> {
+        self.send(buf, CSW_LEN, CSW, wake)
     }
 
     pub(super) fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
@@ -214,6 +214,14 @@ impl<M: Mover> Mover for Counted<M> {
         self.mover.write(file, at, buf, len, durable, tag)?;
         self.in_flight += 1;
         Ok(())
+    }
+
+    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], wait: Wait) -> bool {
+        self.mover.read_now(file, at, to, wait)
+    }
+
+    fn will_read(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen) {
+        self.mover.will_read(file, at, len);
     }
 
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {

@@ -11,21 +11,21 @@ use std::{fs::File, io, sync::Arc};
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Image, Medium as _},
+    media::{Extent, Image, Medium as _},
     ring::{Mover, OpTag},
     scsi::{self, Kind},
-    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
+    units::{BlockSize, ByteLen, ByteRange},
 };
 
 use super::{
     command::{DriveState, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting},
-    data_in::Source,
     function::Function,
+    read_ahead::ReadAhead,
 };
 
 const SYNC: OpTag = OpTag(1);
-/// A read that is worth a window of its own.
-const LARGE: ByteLen = ByteLen(64 * 1024);
+/// One hint to the kernel, which cuts longer ones off (mm/readahead.c).
+const HINT_MAX: ByteLen = ByteLen(1 << 20);
 
 /// An image in a drive.
 #[derive(Debug)]
@@ -35,8 +35,9 @@ pub(super) struct Loaded {
     pub(super) first_read: bool,
     /// Something was written since the last sync.
     pub(super) dirty: bool,
-    /// Where the last read ended.
-    pub(super) read_to: ByteOffset,
+    /// Its bytes were not all in memory when last asked for.
+    pub(super) slow: bool,
+    stream: ReadAhead,
 }
 
 /// What waits until written bytes are durable.
@@ -61,14 +62,15 @@ impl Loaded {
         self.image.file_for_sync().filter(|_| self.dirty).cloned()
     }
 
-    /// Where the bytes of a read are best taken from. A window is worth its mapping for streams only: measured in
-    /// `docs/performance.md`.
-    pub(super) fn source_of(&mut self, range: ByteRange) -> Source {
-        let goes_on = range.start() == std::mem::replace(&mut self.read_to, range.end());
-        if self.image.mappable() && (goes_on || range.len() >= LARGE) {
-            Source::PageCache
-        } else {
-            Source::Ring
+    /// Asks the kernel for what a stream will read next, where its bytes were not in memory.
+    pub(super) fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) {
+        let Some(mut hint) = self.stream.advance(range).filter(|_| self.slow) else { return };
+        while !hint.is_empty() {
+            let (piece, rest) = hint.split_at(HINT_MAX);
+            hint = rest;
+            if let Extent::File { file, offset, len } = self.image.map(piece) {
+                mover.will_read(&file, offset, len);
+            }
         }
     }
 
@@ -168,7 +170,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             block_size: image.block_size(),
             write_protected: !image.writable(),
         };
-        let loaded = Loaded { image, first_read: false, dirty: false, read_to: ByteOffset(0) };
+        let loaded =
+            Loaded { image, first_read: false, dirty: false, slow: false, stream: ReadAhead::default() };
         let state = loaded.state();
         drive.loaded = Some(loaded);
         if let Some(unit) = self.target.unit_mut(lun) {
@@ -242,8 +245,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
         let name = self.drive_mut(lun)?.loaded.take()?.name();
-        // A window would keep its file system from being unmounted.
-        self.windows.close();
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
         Some(name)

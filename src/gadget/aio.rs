@@ -32,7 +32,7 @@ use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
     engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
 };
-use crate::ring::{Payload, pool::Buf};
+use crate::ring::pool::Buf;
 use kernel::{Command, Context, Iocb};
 
 /// The engine.
@@ -58,7 +58,7 @@ pub struct AioEngine {
 struct Slot {
     pipe: Pipe,
     tag: Tag,
-    bytes: Payload,
+    buf: Buf,
     len: usize,
     state: State,
 }
@@ -94,12 +94,12 @@ impl AioEngine {
         })
     }
 
-    fn stage(&mut self, pipe: Pipe, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
-        if len > bytes.capacity() {
-            return Err(Refused { bytes, error: TransferError::Other(libc::EINVAL) });
+    fn stage(&mut self, pipe: Pipe, mut buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        if len > buf.len() {
+            return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
         }
         let Some(index) = self.free.pop() else {
-            return Err(Refused { bytes, error: TransferError::Other(libc::ENOBUFS) });
+            return Err(Refused { buf, error: TransferError::Other(libc::ENOBUFS) });
         };
         let event_fd = match wake {
             Wake::Now => Some(self.ready.as_raw_fd()),
@@ -110,8 +110,8 @@ impl AioEngine {
             Pipe::Out => Command::Read,
         };
         let fd = self.files.of(pipe).as_raw_fd();
-        self.iocbs[index] = Iocb::new(command, fd, bytes.address(), len, event_fd, index);
-        self.slots[index] = Some(Slot { pipe, tag, bytes, len, state: State::Staged });
+        self.iocbs[index] = Iocb::new(command, fd, &mut buf[..len], event_fd, index);
+        self.slots[index] = Some(Slot { pipe, tag, buf, len, state: State::Staged });
         self.order[side(pipe)].push_back(index);
         match self.failed[side(pipe)] {
             None => self.staged.push(index),
@@ -188,8 +188,8 @@ impl AioEngine {
             self.failed[side(pipe)] =
                 self.order[side(pipe)].iter().copied().find(|next| self.has_failed(*next));
         }
-        let Slot { tag, bytes, .. } = self.slots[index].take()?;
-        Some(EndpointDone { pipe, tag, bytes, result })
+        let Slot { tag, buf, .. } = self.slots[index].take()?;
+        Some(EndpointDone { pipe, tag, buf, result })
     }
 
     fn take_any_done(&mut self) -> Option<EndpointDone> {
@@ -205,12 +205,12 @@ fn side(pipe: Pipe) -> usize {
 }
 
 impl Endpoints for AioEngine {
-    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
-        self.stage(Pipe::In, bytes, len, tag, wake)
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        self.stage(Pipe::In, buf, len, tag, wake)
     }
 
     fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.stage(Pipe::Out, Payload::Buf(buf), len, tag, Wake::Now)
+        self.stage(Pipe::Out, buf, len, tag, Wake::Now)
     }
 
     fn cancel(&mut self, pipe: Pipe) {

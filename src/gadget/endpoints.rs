@@ -9,7 +9,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::ring::{Payload, pool::Buf};
+use crate::ring::pool::Buf;
 
 /// One of the two bulk pipes, named as USB does, from the host's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,8 +31,8 @@ pub struct EndpointDone {
     pub pipe: Pipe,
     /// As given at submission.
     pub tag: Tag,
-    /// What was given at submission.
-    pub bytes: Payload,
+    /// The buffer given at submission.
+    pub buf: Buf,
     /// Bytes moved, from the start of the buffer. Short on OUT: the host ended the transfer with a short packet.
     pub result: Result<usize, TransferError>,
 }
@@ -72,11 +72,11 @@ pub enum Wake {
     Later,
 }
 
-/// A request that was not queued; the bytes come back.
+/// A request that was not queued; the buffer comes back.
 #[derive(Debug)]
 pub struct Refused {
-    /// What was given.
-    pub bytes: Payload,
+    /// The buffer given.
+    pub buf: Buf,
     /// Why.
     pub error: TransferError,
 }
@@ -95,11 +95,11 @@ pub enum Halted {
 
 /// The two bulk endpoints of one Bulk-Only function.
 pub trait Endpoints {
-    /// Queues the first `len` of `bytes` on the IN pipe. `len` 0 is a zero-length packet.
+    /// Queues the first `len` bytes of `buf` on the IN pipe. `len` 0 is a zero-length packet.
     ///
     /// # Errors
-    /// The bytes and the reason, if the kernel did not take the request.
-    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused>;
+    /// The buffer and the reason, if the kernel did not take the request.
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused>;
 
     /// Queues a read of exactly `len` bytes (a multiple of the packet size) from the OUT pipe into the start of `buf`.
     ///

@@ -14,7 +14,7 @@ use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
     sync::SyncEngine,
 };
-use crate::ring::{Payload, pool::Buf};
+use crate::ring::pool::Buf;
 
 /// Most requests that one function has queued, both pipes together.
 pub(super) const REQUESTS_MAX: usize = 64;
@@ -55,10 +55,10 @@ impl Engine {
 }
 
 impl Endpoints for Engine {
-    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
         match self {
-            Self::Aio(engine) => engine.send(bytes, len, tag, wake),
-            Self::Sync(engine) => engine.send(bytes, len, tag, wake),
+            Self::Aio(engine) => engine.send(buf, len, tag, wake),
+            Self::Sync(engine) => engine.send(buf, len, tag, wake),
         }
     }
 

@@ -12,7 +12,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
@@ -28,7 +28,7 @@ use super::{
     engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
     interrupt,
 };
-use crate::ring::{Payload, pool::Buf};
+use crate::ring::pool::Buf;
 
 const STACK: usize = 64 * 1024;
 
@@ -47,7 +47,7 @@ pub struct SyncEngine {
 
 #[derive(Debug)]
 struct Job {
-    bytes: Payload,
+    buf: Buf,
     len: usize,
     tag: Tag,
     epoch: u64,
@@ -122,11 +122,11 @@ impl Worker {
         Ok(Self { jobs: Some(jobs), done, epoch: 0, queued: 0, shared, thread: Some(thread) })
     }
 
-    fn submit(&mut self, bytes: Payload, len: usize, tag: Tag) -> Result<(), Refused> {
-        if len > bytes.capacity() {
-            return Err(Refused { bytes, error: TransferError::Other(libc::EINVAL) });
+    fn submit(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+        if len > buf.len() {
+            return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
         }
-        let job = Job { bytes, len, tag, epoch: self.epoch };
+        let job = Job { buf, len, tag, epoch: self.epoch };
         let refused = match &self.jobs {
             Some(jobs) if self.queued < QUEUE => match jobs.try_send(job) {
                 Ok(()) => {
@@ -137,7 +137,7 @@ impl Worker {
             },
             _ => job,
         };
-        Err(Refused { bytes: refused.bytes, error: TransferError::Other(libc::ENOBUFS) })
+        Err(Refused { buf: refused.buf, error: TransferError::Other(libc::ENOBUFS) })
     }
 
     fn take_done(&mut self) -> Option<EndpointDone> {
@@ -166,11 +166,15 @@ fn work(
     shared: &Shared,
     ready: &EventFd,
 ) {
-    for Job { mut bytes, len, tag, epoch } in todo {
+    for Job { mut buf, len, tag, epoch } in todo {
         // In this order, against `cancel`: either it sees us busy, or we see its epoch.
         shared.is_busy.store(true, Ordering::SeqCst);
         let result = if shared.epoch.load(Ordering::SeqCst) == epoch {
-            transfer(pipe, file, &mut bytes, len).map_err(|errno| transfer_error(errno as i32))
+            match pipe {
+                Pipe::In => nix::unistd::write(file, &buf[..len]),
+                Pipe::Out => nix::unistd::read(file, &mut buf[..len]),
+            }
+            .map_err(|errno| transfer_error(errno as i32))
         } else {
             Err(TransferError::Cancelled)
         };
@@ -179,33 +183,21 @@ fn work(
             let _ = shared.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
         }
         shared.is_busy.store(false, Ordering::SeqCst);
-        if report.send((EndpointDone { pipe, tag, bytes, result }, epoch)).is_err() {
+        if report.send((EndpointDone { pipe, tag, buf, result }, epoch)).is_err() {
             return;
         }
         let _ = ready.write(1);
     }
 }
 
-fn transfer(pipe: Pipe, file: &File, bytes: &mut Payload, len: usize) -> nix::Result<usize> {
-    match (pipe, bytes) {
-        (Pipe::In, bytes) => {
-            // SAFETY: `bytes` is owned here and holds at least `len`, which `submit` checked; only the kernel reads them.
-            let written = unsafe { libc::write(file.as_raw_fd(), bytes.address().cast(), len) };
-            nix::Error::result(written).map(isize::unsigned_abs)
-        }
-        (Pipe::Out, Payload::Buf(buf)) => nix::unistd::read(file, &mut buf[..len]),
-        (Pipe::Out, Payload::Piece(_)) => Err(nix::Error::EINVAL),
-    }
-}
-
 impl Endpoints for SyncEngine {
     /// Each request has a thread that reports it, so every completion wakes.
-    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, _: Wake) -> Result<(), Refused> {
-        self.input.submit(bytes, len, tag)
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag, _: Wake) -> Result<(), Refused> {
+        self.input.submit(buf, len, tag)
     }
 
     fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.output.submit(Payload::Buf(buf), len, tag)
+        self.output.submit(buf, len, tag)
     }
 
     fn cancel(&mut self, pipe: Pipe) {

@@ -31,6 +31,17 @@ pub enum Extent {
     },
 }
 
+/// How near bytes are, which decides how they are best read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// In memory always: tmpfs.
+    Memory,
+    /// On storage of this machine, so perhaps in the page cache, which can be asked without waiting.
+    Local,
+    /// Behind a network, or who knows where: whoever asks may wait for ever.
+    Remote,
+}
+
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations
 /// answer from memory, and neither block nor allocate.
 pub trait Medium: Send {
@@ -49,9 +60,9 @@ pub trait Medium: Send {
     /// Whether bytes may be written where [`Medium::map`] says they are.
     fn writable(&self) -> bool;
 
-    /// Whether its files are on storage of this machine, so that the kernel may be left to read them from a mapping.
-    fn mappable(&self) -> bool {
-        false
+    /// How near the bytes of its files are.
+    fn residence(&self) -> Residence {
+        Residence::Remote
     }
 
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.

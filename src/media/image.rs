@@ -24,7 +24,7 @@ use nix::{
     sys::statfs::{self, FsType, fstatfs},
 };
 
-use super::{Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, error::LEN_MAX};
+use super::{Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// What an image is opened for.
@@ -63,7 +63,7 @@ pub struct Image {
     identity: Identity,
     locked: bool,
     block_size: BlockSize,
-    local: bool,
+    residence: Residence,
 }
 
 impl Image {
@@ -142,8 +142,8 @@ impl Image {
         }
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
         let identity = Identity::of(&metadata);
-        let local = is_local(&file, &metadata);
-        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size, local })
+        let residence = residence(&file, &metadata);
+        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size, residence })
     }
 
     /// As it was named to us.
@@ -208,8 +208,8 @@ impl Medium for Image {
         self.access == Access::ReadWrite
     }
 
-    fn mappable(&self) -> bool {
-        self.local
+    fn residence(&self) -> Residence {
+        self.residence
     }
 
     fn file_for_sync(&self) -> Option<&Arc<File>> {
@@ -283,21 +283,24 @@ fn inspect(file: &File, access: Access, block_size: BlockSize) -> Inspection<(Me
     }
 }
 
-/// Whether the file is on a file system that cannot hang with a server. Unknown ones may.
-fn is_local(file: &File, metadata: &Metadata) -> bool {
+/// Where the file is, as far as its file system tells. Those that we do not know count as remote.
+fn residence(file: &File, metadata: &Metadata) -> Residence {
     const EXFAT: FsType = FsType(0x2011_BAB0);
-    const LOCAL: [FsType; 9] = [
+    const LOCAL: [FsType; 8] = [
         statfs::EXT4_SUPER_MAGIC,
         statfs::XFS_SUPER_MAGIC,
         statfs::BTRFS_SUPER_MAGIC,
         statfs::F2FS_SUPER_MAGIC,
-        statfs::TMPFS_MAGIC,
         statfs::MSDOS_SUPER_MAGIC,
         statfs::ISOFS_SUPER_MAGIC,
         statfs::UDF_SUPER_MAGIC,
         EXFAT,
     ];
-    metadata.file_type().is_file() && fstatfs(file).is_ok_and(|stat| LOCAL.contains(&stat.filesystem_type()))
+    match fstatfs(file).map(|stat| stat.filesystem_type()) {
+        Ok(statfs::TMPFS_MAGIC) if metadata.is_file() => Residence::Memory,
+        Ok(kind) if metadata.is_file() && LOCAL.contains(&kind) => Residence::Local,
+        _ => Residence::Remote,
+    }
 }
 
 /// Locks the whole file; `false`: the file system has no locks.

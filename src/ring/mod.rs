@@ -20,21 +20,18 @@
 #![allow(unsafe_code)]
 
 mod error;
-mod payload;
 pub mod pool;
 mod reactor;
 mod slab;
-pub mod window;
 
 use std::{fs::File, io, sync::Arc};
 
 use self::pool::Buf;
 pub use self::{
     error::{RingError, SetupFailure},
-    payload::Payload,
     reactor::{OpKey, Ring, RingOptions},
 };
-use crate::units::ByteOffset;
+use crate::units::{ByteLen, ByteOffset};
 
 /// What the drive loop called an operation when it started it; handed back untouched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +73,15 @@ pub enum Completion<U> {
     Timer(U),
 }
 
+/// How long [`Mover::read_now`] may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// As long as memory needs to be copied: only what the page cache holds (RWF_NOWAIT).
+    Never,
+    /// The file is memory; at worst it is swapped out.
+    ForMemory,
+}
+
 /// Moves bytes between files and buffers, without blocking. Implemented by [`Ring`] and by the simulation.
 ///
 /// Operations may complete in any order; one that must follow another is to be started after the other's completion.
@@ -101,6 +107,12 @@ pub trait Mover {
         durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf>;
+
+    /// Fills `to` from `at` now, by a system call, if all of it is in memory and `wait` allows. `false`: it is not; start a read.
+    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], wait: Wait) -> bool;
+
+    /// Lets the kernel know that these bytes will be read soon. Nobody hears of its end.
+    fn will_read(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen);
 
     /// Makes durable everything whose write completed before this call (fdatasync). `false`: full, as in [`Mover::read`].
     #[must_use]

@@ -17,11 +17,11 @@ use io_uring::{
 };
 
 use super::{
-    Completion, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure,
+    Completion, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
     pool::{Buf, Pool},
     slab::{Key, Slab},
 };
-use crate::units::ByteOffset;
+use crate::units::{ByteLen, ByteOffset};
 
 /// Most operations in flight that a ring can be made for.
 const ENTRIES_MAX: u32 = 4096;
@@ -89,6 +89,10 @@ enum Op<U> {
     },
     Timer {
         user: U,
+    },
+    /// A hint, of whose end nobody hears.
+    Hint {
+        _file: Arc<File>,
     },
     /// A cancelled watch or timer whose end has not come yet.
     Cancelled {
@@ -236,7 +240,7 @@ impl<U: Copy> Ring<U> {
                 Some(Completion::Moved(Moved { tag, op, buf, result }))
             }
             Op::Timer { user } => Some(Completion::Timer(user)),
-            Op::Watch { .. } | Op::Cancelled { .. } => None,
+            Op::Watch { .. } | Op::Hint { .. } | Op::Cancelled { .. } => None,
         }
     }
 }
@@ -369,6 +373,28 @@ impl<U: Copy> Mover for Ring<U> {
             None => opcode::Write::new(fd, memory, len).offset(at).rw_flags(flags).build(),
         })
         .map_or_else(|buf| buf.map_or(Ok(()), Err), Ok)
+    }
+
+    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], wait: Wait) -> bool {
+        let Ok(at) = libc::off64_t::try_from(at.0) else { return false };
+        let flags = match wait {
+            Wait::Never => libc::RWF_NOWAIT,
+            Wait::ForMemory => 0,
+        };
+        let piece = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
+        // SAFETY: `piece` is `to`, which may be written for as long as the call lasts.
+        let read = unsafe { libc::preadv64v2(file.as_raw_fd(), &raw const piece, 1, at, flags) };
+        usize::try_from(read) == Ok(to.len())
+    }
+
+    fn will_read(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen) {
+        let len = libc::off_t::try_from(len.0).unwrap_or(libc::off_t::MAX);
+        let entry =
+            opcode::Fadvise::new(Fd(file.as_raw_fd()), len, libc::POSIX_FADV_WILLNEED).offset(at.0).build();
+        // SAFETY: the operation names no memory, and its file lives in the slot until it has ended.
+        if unsafe { self.start(Op::Hint { _file: Arc::clone(file) }, entry) }.is_err() {
+            tracing::debug!("no room for a hint; the read that follows does without");
+        }
     }
 
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {

@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::VecDeque, os::fd::BorrowedFd, rc::Rc};
 use fastrand::Rng;
 use ringdrive::{
     gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
-    ring::{Payload, pool::Buf},
+    ring::pool::Buf,
 };
 
 /// How this run's controller differs from the ideal one (kernel.md §1.3, §4).
@@ -34,19 +34,11 @@ impl Quirks {
 }
 
 struct Request {
-    bytes: Payload,
+    buf: Buf,
     wake: Wake,
     len: usize,
     moved: usize,
     tag: Tag,
-}
-
-impl Request {
-    fn piece(&self, from: usize, to: usize) -> Vec<u8> {
-        let mut bytes = vec![0; to];
-        self.bytes.read(&mut bytes).unwrap();
-        bytes.split_off(from)
-    }
 }
 
 #[derive(Default)]
@@ -96,16 +88,8 @@ impl State {
         }
     }
 
-    fn submit(
-        &mut self,
-        pipe: Pipe,
-        bytes: Payload,
-        len: usize,
-        tag: Tag,
-        wake: Wake,
-    ) -> Result<(), Refused> {
-        let capacity = bytes.capacity();
-        assert!(len <= capacity, "a request of {len} bytes in {capacity}");
+    fn submit(&mut self, pipe: Pipe, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        assert!(len <= buf.len(), "a request of {len} bytes in a buffer of {}", buf.len());
         let refusal = match self.max_packet {
             None => Some(TransferError::Disabled),
             Some(_) if len > self.quirks.largest_request => Some(TransferError::NoMemory),
@@ -118,10 +102,10 @@ impl State {
         match refusal {
             Some(error) => {
                 self.refused += u64::from(error == TransferError::NoMemory);
-                Err(Refused { bytes, error })
+                Err(Refused { buf, error })
             }
             None => {
-                self.pipe(pipe).staged.push_back(Request { bytes, len, moved: 0, tag, wake });
+                self.pipe(pipe).staged.push_back(Request { buf, len, moved: 0, tag, wake });
                 Ok(())
             }
         }
@@ -129,7 +113,7 @@ impl State {
 
     fn finish(&mut self, pipe: Pipe, request: Request, result: Result<usize, TransferError>) {
         self.woken |= request.wake == Wake::Now;
-        self.done.push_back(EndpointDone { pipe, tag: request.tag, bytes: request.bytes, result });
+        self.done.push_back(EndpointDone { pipe, tag: request.tag, buf: request.buf, result });
     }
 
     fn fail_all(&mut self, pipe: Pipe, error: TransferError) {
@@ -146,7 +130,7 @@ impl State {
         let small = state.queue.front().is_some_and(|request| request.len <= 64);
         if self.quirks.early_in && small && state.queue.len() == 1 && !state.halted && state.fifo.is_none() {
             let request = state.queue.pop_front().unwrap();
-            state.fifo = Some(request.piece(0, request.len));
+            state.fifo = Some(request.buf[..request.len].to_vec());
             let len = request.len;
             self.finish(Pipe::In, request, Ok(len));
         }
@@ -194,7 +178,7 @@ impl Bus {
         }
         let Some(request) = state.r#in.queue.front_mut() else { return Handshake::Nak };
         let end = request.len.min(request.moved + max_packet);
-        let packet = request.piece(request.moved, end);
+        let packet = request.buf[request.moved..end].to_vec();
         request.moved = end;
         if end == request.len {
             let request = state.r#in.queue.pop_front().unwrap();
@@ -212,8 +196,7 @@ impl Bus {
         }
         let Some(request) = state.out.queue.front_mut() else { return Handshake::Nak };
         let end = request.moved + packet.len();
-        let Payload::Buf(buf) = &mut request.bytes else { panic!("an OUT request without a buffer") };
-        buf[request.moved..end].copy_from_slice(packet);
+        request.buf[request.moved..end].copy_from_slice(packet);
         request.moved = end;
         if packet.len() < max_packet || end == request.len {
             let request = state.out.queue.pop_front().unwrap();
@@ -250,12 +233,12 @@ impl Bus {
 }
 
 impl Endpoints for SimEndpoints {
-    fn send(&mut self, bytes: Payload, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
-        self.0.borrow_mut().submit(Pipe::In, bytes, len, tag, wake)
+    fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+        self.0.borrow_mut().submit(Pipe::In, buf, len, tag, wake)
     }
 
     fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
-        self.0.borrow_mut().submit(Pipe::Out, Payload::Buf(buf), len, tag, Wake::Now)
+        self.0.borrow_mut().submit(Pipe::Out, buf, len, tag, Wake::Now)
     }
 
     fn cancel(&mut self, pipe: Pipe) {

@@ -15,8 +15,8 @@ use std::{
 
 use fastrand::Rng;
 use ringdrive::{
-    ring::{MoveOp, Moved, Mover, OpTag, pool::Buf},
-    units::ByteOffset,
+    ring::{MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
+    units::{ByteLen, ByteOffset},
 };
 
 use crate::model::SECTOR;
@@ -206,6 +206,13 @@ impl Media {
 }
 
 impl Mover for SimMover {
+    /// Now and then all of it is in memory.
+    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], _wait: Wait) -> bool {
+        self.0.borrow_mut().rng.bool() && file.read_exact_at(to, at.0).is_ok()
+    }
+
+    fn will_read(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen) {}
+
     fn read(
         &mut self,
         file: &Arc<File>,

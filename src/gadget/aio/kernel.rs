@@ -65,12 +65,11 @@ pub(super) enum Command {
 }
 
 impl Iocb {
-    /// A request for `len` bytes at `address`, whose event carries `user` and signals `event_fd`.
+    /// A request for `bytes`, whose event carries `user` and signals `event_fd`.
     pub(super) fn new(
         command: Command,
         fd: RawFd,
-        address: *const u8,
-        len: usize,
+        bytes: &mut [u8],
         event_fd: Option<RawFd>,
         user: usize,
     ) -> Self {
@@ -82,8 +81,8 @@ impl Iocb {
             data: widen(user),
             opcode,
             fd: fd.unsigned_abs(),
-            buf: widen(address.expose_provenance()),
-            len: widen(len),
+            buf: widen(bytes.as_mut_ptr().addr()),
+            len: widen(bytes.len()),
             flags: if event_fd.is_some() { FLAG_EVENT_FD } else { 0 },
             event_fd: event_fd.map_or(0, RawFd::unsigned_abs),
             ..Self::default()

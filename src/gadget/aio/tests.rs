@@ -43,8 +43,8 @@ fn all(engine: &mut AioEngine) -> Vec<(Pipe, u32, Result<usize, TransferError>)>
 fn a_batch_moves_in_the_order_of_submission_and_gives_every_buffer_back() {
     let (mut engine, mut host_in, mut host_out, pool) = over_pipes();
     host_out.write_all(&[7; 31]).unwrap();
-    engine.send(Payload::Buf(filled(&pool, b"data")), 4, Tag(1), Wake::Now).unwrap();
-    engine.send(Payload::Buf(filled(&pool, b"csw")), 3, Tag(2), Wake::Now).unwrap();
+    engine.send(filled(&pool, b"data"), 4, Tag(1), Wake::Now).unwrap();
+    engine.send(filled(&pool, b"csw"), 3, Tag(2), Wake::Now).unwrap();
     engine.receive(pool.take().unwrap(), 512, Tag(3)).unwrap();
     assert!(engine.reap().is_none(), "nothing goes to the kernel before flush");
     engine.flush();
@@ -59,7 +59,7 @@ fn a_batch_moves_in_the_order_of_submission_and_gives_every_buffer_back() {
 #[test]
 fn a_request_that_wakes_nobody_is_found_by_the_next_reap() {
     let (mut engine, _host_in, mut host_out, pool) = over_pipes();
-    engine.send(Payload::Buf(filled(&pool, b"csw")), 3, Tag(1), Wake::Later).unwrap();
+    engine.send(filled(&pool, b"csw"), 3, Tag(1), Wake::Later).unwrap();
     engine.flush();
     assert!(!is_readable(&engine));
     engine.receive(pool.take().unwrap(), 512, Tag(2)).unwrap();
@@ -74,7 +74,7 @@ fn events_come_by_io_getevents_where_the_ring_is_not_known() {
     let (mut engine, _host_in, _host_out, pool) = over_pipes();
     engine.context.forget_ring();
     for tag in 0..5 {
-        engine.send(Payload::Buf(filled(&pool, b"x")), 1, Tag(tag), Wake::Now).unwrap();
+        engine.send(filled(&pool, b"x"), 1, Tag(tag), Wake::Now).unwrap();
     }
     engine.flush();
     assert_eq!(all(&mut engine).len(), 5);
@@ -84,7 +84,7 @@ fn events_come_by_io_getevents_where_the_ring_is_not_known() {
 fn the_ring_goes_round_many_times() {
     let (mut engine, mut host_in, _host_out, pool) = over_pipes();
     for tag in 0..1000 {
-        engine.send(Payload::Buf(filled(&pool, b"0123456789")), 10, Tag(tag), Wake::Now).unwrap();
+        engine.send(filled(&pool, b"0123456789"), 10, Tag(tag), Wake::Now).unwrap();
         engine.flush();
         assert_eq!(all(&mut engine), [(Pipe::In, tag, Ok(10))]);
         host_in.read_exact(&mut [0; 10]).unwrap();
@@ -96,16 +96,16 @@ fn a_refused_request_takes_those_behind_it_on_its_pipe_along_and_leaves_the_othe
     let (mut engine, mut host_in, mut host_out, pool) = over_pipes();
     // A pipe holds 64 KiB; its reader stands still.
     for tag in 0..16 {
-        engine.send(Payload::Buf(pool.take().unwrap()), 4096, Tag(tag), Wake::Now).unwrap();
+        engine.send(pool.take().unwrap(), 4096, Tag(tag), Wake::Now).unwrap();
     }
     engine.flush();
     assert!(all(&mut engine).iter().all(|(_, _, result)| *result == Ok(4096)));
     host_out.write_all(b"ok").unwrap();
-    engine.send(Payload::Buf(pool.take().unwrap()), 4096, Tag(20), Wake::Now).unwrap();
-    engine.send(Payload::Buf(pool.take().unwrap()), 4096, Tag(21), Wake::Now).unwrap();
+    engine.send(pool.take().unwrap(), 4096, Tag(20), Wake::Now).unwrap();
+    engine.send(pool.take().unwrap(), 4096, Tag(21), Wake::Now).unwrap();
     engine.receive(pool.take().unwrap(), 512, Tag(22)).unwrap();
     engine.flush();
-    engine.send(Payload::Buf(pool.take().unwrap()), 13, Tag(23), Wake::Now).unwrap();
+    engine.send(pool.take().unwrap(), 13, Tag(23), Wake::Now).unwrap();
     engine.flush();
     assert!(is_readable(&engine));
     let refused = [
@@ -117,7 +117,7 @@ fn a_refused_request_takes_those_behind_it_on_its_pipe_along_and_leaves_the_othe
     assert_eq!(all(&mut engine), refused);
     assert_eq!(pool.available(), pool.count());
     host_in.read_exact(&mut [0; 8192]).unwrap();
-    engine.send(Payload::Buf(pool.take().unwrap()), 13, Tag(24), Wake::Now).unwrap();
+    engine.send(pool.take().unwrap(), 13, Tag(24), Wake::Now).unwrap();
     engine.flush();
     assert_eq!(all(&mut engine), [(Pipe::In, 24, Ok(13))]);
 }
@@ -125,7 +125,7 @@ fn a_refused_request_takes_those_behind_it_on_its_pipe_along_and_leaves_the_othe
 #[test]
 fn cancelling_gives_back_what_was_not_flushed() {
     let (mut engine, mut host_in, _host_out, pool) = over_pipes();
-    engine.send(Payload::Buf(filled(&pool, b"x")), 1, Tag(1), Wake::Now).unwrap();
+    engine.send(filled(&pool, b"x"), 1, Tag(1), Wake::Now).unwrap();
     engine.receive(pool.take().unwrap(), 512, Tag(2)).unwrap();
     engine.cancel(Pipe::In);
     assert!(is_readable(&engine));
@@ -140,7 +140,7 @@ fn cancelling_gives_back_what_was_not_flushed() {
 fn a_full_engine_and_a_length_beyond_the_buffer_are_refused_with_the_buffer() {
     let (mut engine, _host_in, _host_out, pool) = over_pipes();
     let many = Pool::new(64, 1).unwrap();
-    let refused = engine.send(Payload::Buf(pool.take().unwrap()), 4097, Tag(0), Wake::Now).unwrap_err();
+    let refused = engine.send(pool.take().unwrap(), 4097, Tag(0), Wake::Now).unwrap_err();
     assert_eq!(refused.error, TransferError::Other(libc::EINVAL));
     for tag in 0..64 {
         engine.receive(many.take().unwrap(), 1, Tag(tag)).unwrap();
@@ -149,15 +149,15 @@ fn a_full_engine_and_a_length_beyond_the_buffer_are_refused_with_the_buffer() {
     assert_eq!(refused.error, TransferError::Other(libc::ENOBUFS));
     engine.cancel(Pipe::Out);
     assert_eq!(all(&mut engine).len(), 64);
-    engine.send(refused.bytes, 0, Tag(65), Wake::Now).unwrap();
+    engine.send(refused.buf, 0, Tag(65), Wake::Now).unwrap();
 }
 
 #[test]
 fn dropping_the_engine_gives_all_buffers_back() {
     let (mut engine, _host_in, _host_out, pool) = over_pipes();
-    engine.send(Payload::Buf(filled(&pool, b"x")), 1, Tag(1), Wake::Now).unwrap();
+    engine.send(filled(&pool, b"x"), 1, Tag(1), Wake::Now).unwrap();
     engine.flush();
-    engine.send(Payload::Buf(filled(&pool, b"y")), 1, Tag(2), Wake::Now).unwrap();
+    engine.send(filled(&pool, b"y"), 1, Tag(2), Wake::Now).unwrap();
     drop(engine);
     assert_eq!(pool.available(), pool.count());
 }

@@ -38,7 +38,7 @@ fn both_pipes_move_at_the_same_time() {
     engine.receive(pool.take().unwrap(), 512, Tag(1)).unwrap();
     let mut buf = pool.take().unwrap();
     buf[..3].copy_from_slice(b"csw");
-    engine.send(Payload::Buf(buf), 3, Tag(2), Wake::Now).unwrap();
+    engine.send(buf, 3, Tag(2), Wake::Now).unwrap();
     assert_eq!(next(&mut engine), (Pipe::In, 2, Ok(3)));
     let mut seen = [0; 3];
     host_in.read_exact(&mut seen).unwrap();
@@ -76,24 +76,24 @@ fn nothing_is_sent_behind_a_failure_that_the_caller_has_not_seen() {
     drop(host_in);
     // The first fails with EPIPE; what is behind it must not go, even if it is submitted after the failure.
     for tag in 0..3 {
-        engine.send(Payload::Buf(pool.take().unwrap()), 13, Tag(tag), Wake::Now).unwrap();
+        engine.send(pool.take().unwrap(), 13, Tag(tag), Wake::Now).unwrap();
     }
     assert_eq!(next(&mut engine), (Pipe::In, 0, Err(TransferError::Interrupted)));
     assert_eq!(next(&mut engine), (Pipe::In, 1, Err(TransferError::Cancelled)));
     assert_eq!(next(&mut engine), (Pipe::In, 2, Err(TransferError::Cancelled)));
-    engine.send(Payload::Buf(pool.take().unwrap()), 13, Tag(3), Wake::Now).unwrap();
+    engine.send(pool.take().unwrap(), 13, Tag(3), Wake::Now).unwrap();
     assert_eq!(next(&mut engine), (Pipe::In, 3, Err(TransferError::Interrupted)), "tried again after that");
 }
 
 #[test]
 fn a_full_queue_and_a_length_beyond_the_buffer_are_refused_with_the_buffer() {
     let (mut engine, _host_in, _host_out, pool) = over_sockets();
-    let refused = engine.send(Payload::Buf(pool.take().unwrap()), 4097, Tag(0), Wake::Now).unwrap_err();
+    let refused = engine.send(pool.take().unwrap(), 4097, Tag(0), Wake::Now).unwrap_err();
     assert_eq!(refused.error, TransferError::Other(libc::EINVAL));
     for tag in 0..32 {
         engine.receive(pool.take().unwrap(), 512, Tag(tag)).unwrap();
     }
-    let refused = engine.receive(refused.bytes.into_buf().unwrap(), 512, Tag(32)).unwrap_err();
+    let refused = engine.receive(refused.buf, 512, Tag(32)).unwrap_err();
     assert_eq!(refused.error, TransferError::Other(libc::ENOBUFS));
 }
 
