@@ -15,6 +15,28 @@ use super::{Engine, OnBoardArgs, fio, image::Image};
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
 
+/// How often a test is done. What else the board does now and then can only take from a run, never add to it, so the best of
+/// each figure is the one that repeats.
+const REPEATS: u32 = 3;
+
+/// What one run, or the best of several, came to.
+#[derive(Clone, Copy, Debug)]
+struct Figures {
+    mb_s: f64,
+    serving: u64,
+    board: u64,
+}
+
+impl Figures {
+    fn or_better(self, other: Self) -> Self {
+        Self {
+            mb_s: self.mb_s.max(other.mb_s),
+            serving: self.serving.min(other.serving),
+            board: self.board.min(other.board),
+        }
+    }
+}
+
 /// Runs all tests; see the module.
 pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     let shell = Shell::new()?;
@@ -58,18 +80,25 @@ fn measure(
     let start = Reading::take(server)?.since(before);
     for test in source.tests() {
         let amount = test.amount(source, args.speed, args.quick);
-        image.settle()?;
-        let before = Reading::take(server)?;
-        let speed = fio::run(shell, &served.disk, test, amount).with_context(context)?;
-        let used = Reading::take(server)?.since(before);
+        let mut best: Option<Figures> = None;
+        for _ in 0..REPEATS {
+            image.settle()?;
+            let before = Reading::take(server)?;
+            let mb_s = fio::run(shell, &served.disk, test, amount).with_context(context)?;
+            let used = Reading::take(server)?.since(before);
+            let figures =
+                Figures { mb_s, serving: used.serving, board: used.board - start.board.min(used.board) };
+            best = Some(best.map_or(figures, |best| best.or_better(figures)));
+        }
+        let best = best.context("no repeats")?;
         let mib = float(amount) / float(MIB);
         let line = json!({
             "source": source.name(),
             "test": test.name(),
             "by": by,
-            "mb_s": speed,
-            "cpu_us_per_mib": float(used.serving) / 1e3 / mib,
-            "board_us_per_mib": float(used.board.saturating_sub(start.board)) / 1e3 / mib,
+            "mb_s": best.mb_s,
+            "cpu_us_per_mib": float(best.serving) / 1e3 / mib,
+            "board_us_per_mib": float(best.board) / 1e3 / mib,
         });
         println!("{line}");
     }
