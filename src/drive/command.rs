@@ -197,7 +197,7 @@ pub enum Refusal {
     Optical,
     /// What was written could not be made durable, so the image was kept in the drive.
     #[error(
-        "what the host wrote could not be stored: {0}; free the cause and eject again, or eject by force to lose it"
+        "what the host wrote could not be stored: {0}; eject by force, and take the contents of the image with care"
     )]
     Sync(String),
     /// Too many requests wait.

@@ -40,7 +40,7 @@ use super::{
     data_in::DataIn,
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
-    requests::{Loaded, Settling},
+    requests::{Loaded, SETTLE, Settling},
 };
 
 /// How long after a refused halt, or a cancel of requests that wake nobody, to look again: a few bus intervals.
@@ -235,12 +235,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// An image operation is done.
     pub fn moved(&mut self, done: Moved) {
+        if done.op == MoveOp::Sync && done.tag == SETTLE {
+            self.settled(done.result);
+            let went = self.start_held();
+            self.settle_pipes(went);
+            return self.serve();
+        }
         self.mover.done();
         let went = match done.op {
-            MoveOp::Sync if self.settling.is_some() => {
-                self.settled(done.result);
-                Ok(())
-            }
             MoveOp::Sync => self.synced(done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {
@@ -268,13 +270,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             BusEvent::Bound => {}
             BusEvent::Enabled { speed, .. } => {
                 self.host = HostState::Connected { speed };
-                self.target.bus_reset();
+                self.forget_host();
                 self.tell(Event::Connected { function: self.name.clone(), speed });
                 self.abort(After::Idle);
             }
             BusEvent::Disabled | BusEvent::Unbound => {
                 if self.host != HostState::Disconnected {
                     self.host = HostState::Disconnected;
+                    self.forget_host();
                     self.tell(Event::Disconnected { function: self.name.clone() });
                 }
                 self.abort(After::Down);
@@ -295,6 +298,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.tell(Event::Reset { function: self.name.clone() });
                 self.abort(After::Reset(ticket));
             }
+        }
+    }
+
+    /// Each unit allows removal again and raises unit attention: the host is a new one, or none.
+    fn forget_host(&mut self) {
+        self.target.bus_reset();
+        for lun in self.target.luns() {
+            self.note_prevented(lun);
         }
     }
 
@@ -342,7 +353,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     self.try_halt()
                 }
             },
-            Err(TransferError::Cancelled) if matches!(self.phase, Phase::Out { .. }) => {
+            Err(TransferError::Cancelled)
+                if done.pipe == Pipe::Out && matches!(self.phase, Phase::Out { .. }) =>
+            {
                 self.data_received(done)
             }
             Err(TransferError::Cancelled) => self.try_halt(),
@@ -460,7 +473,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.serve();
                 return Ok(());
             }
-            After::Idle => {}
+            // A halt of ours that came too late for the old configuration.
+            After::Idle => self.pipes.clear_halts(),
             After::Reset(ticket) => drop(ticket.acknowledge()),
         }
         self.phase = Phase::Idle;

@@ -29,7 +29,7 @@ use super::{
     pipes::PipeError,
 };
 
-/// The sync of a host command; `requests` has its own.
+/// The sync of a host's command.
 const SYNC: OpTag = OpTag(0);
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
@@ -101,7 +101,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Starts the command that waits for the image to be quiet.
     pub(super) fn start_held(&mut self) -> Result<(), PipeError> {
-        if self.mover.in_flight() > 0 || self.settling.is_some() || !matches!(self.phase, Phase::Held { .. })
+        if self.mover.in_flight() > 0
+            || self.settles(self.open.lun)
+            || !matches!(self.phase, Phase::Held { .. })
         {
             return Ok(());
         }
@@ -141,9 +143,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
             (MediaOp::Flush | MediaOp::Unload, ..) => {
                 let unload = matches!(op, MediaOp::Unload);
-                let file = loaded.unstored_file();
+                let (lost, file) = (loaded.lost, loaded.unstored_file());
                 self.phase = Phase::Sync { pending, unload };
                 match file {
+                    _ if lost => self.synced(Err(io::Error::from_raw_os_error(libc::EIO))),
                     Some(file) if self.mover.sync(&file, SYNC) => Ok(()),
                     Some(_) => self.synced(Err(io::ErrorKind::ResourceBusy.into())),
                     None => self.synced(Ok(0)),
@@ -253,7 +256,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.note_stored(lun);
                 Ok(())
             }
-            Err(error) => Err(self.fault(FaultKind::from(&error), Way::Write, None)),
+            Err(error) => {
+                self.note_lost(lun, &error);
+                Err(self.fault(FaultKind::from(&error), Way::Write, None))
+            }
         };
         let unloaded = unload && result.is_ok();
         let status = self.target.complete(pending, result);

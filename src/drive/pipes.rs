@@ -49,6 +49,8 @@ pub(super) struct Pipes<E> {
     queued_out: u32,
     /// Bytes in one request of a data phase; halved when the kernel lacks memory.
     chunk: usize,
+    /// Pipes that we halted. The host may have cleared them since, of which nobody tells us.
+    halted: Vec<Pipe>,
 }
 
 impl<E: Endpoints> Pipes<E> {
@@ -60,6 +62,7 @@ impl<E: Endpoints> Pipes<E> {
             queued_in: 0,
             queued_out: 0,
             chunk: DATA_LEN,
+            halted: Vec::with_capacity(2),
         })
     }
 
@@ -74,7 +77,7 @@ impl<E: Endpoints> Pipes<E> {
 
     /// A buffer for a response, a parameter list, a CBW or a CSW.
     pub(super) fn small(&self) -> Result<Buf, PipeError> {
-        self.small.take().ok_or(PipeError(TransferError::NoMemory))
+        self.small.take().ok_or(PipeError(TransferError::Other(libc::ENOBUFS)))
     }
 
     /// A buffer for image bytes; `None` while all are in flight.
@@ -154,7 +157,21 @@ impl<E: Endpoints> Pipes<E> {
 
     /// Halts a pipe that has nothing queued; until then [`Halted::Busy`].
     pub(super) fn halt(&mut self, pipe: Pipe) -> Halted {
-        if self.queued(pipe) > 0 { Halted::Busy } else { self.endpoints.halt(pipe) }
+        if self.queued(pipe) > 0 {
+            return Halted::Busy;
+        }
+        let halted = self.endpoints.halt(pipe);
+        if halted == Halted::Yes && !self.halted.contains(&pipe) {
+            self.halted.push(pipe);
+        }
+        halted
+    }
+
+    /// Takes our halts back, for a new configuration.
+    pub(super) fn clear_halts(&mut self) {
+        while let Some(pipe) = self.halted.pop() {
+            self.endpoints.clear_halt(pipe);
+        }
     }
 
     pub(super) fn flush(&mut self) {

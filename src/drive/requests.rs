@@ -7,11 +7,11 @@
 //! ```
 //! A state query is answered at once. While something settles, commands that need an image wait (`Phase::Held`), others do not.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, sync::Arc, thread};
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, Image, Medium as _},
+    media::{Extent, Image, Medium as _, Residence},
     ring::{Mover, OpTag},
     scsi::{self, Kind},
     units::{BlockSize, ByteLen, ByteRange},
@@ -23,9 +23,10 @@ use super::{
     read_ahead::ReadAhead,
 };
 
-const SYNC: OpTag = OpTag(1);
-/// One hint to the kernel, which cuts longer ones off (mm/readahead.c).
-const HINT_MAX: ByteLen = ByteLen(1 << 20);
+/// The sync that a request waits for.
+pub(super) const SETTLE: OpTag = OpTag(1);
+/// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
+const HINT_MAX: ByteLen = ByteLen(128 * 1024);
 
 /// An image in a drive.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub(super) struct Loaded {
     pub(super) first_read: bool,
     /// Something was written since the last sync.
     pub(super) dirty: bool,
+    /// A sync has failed. The kernel reports that once and forgets the bytes, so no later sync may be believed.
+    pub(super) lost: bool,
     /// Its bytes were not all in memory when last asked for.
     pub(super) slow: bool,
     stream: ReadAhead,
@@ -88,6 +91,14 @@ impl Loaded {
     }
 }
 
+/// Closing a file gives its lock back, for which a server is asked that may never answer.
+fn close(image: Image) {
+    if image.residence() == Residence::Remote {
+        // Without a thread it is closed here and now.
+        let _ = thread::Builder::new().name("close".into()).spawn(move || drop(image));
+    }
+}
+
 /// The block length of what a drive of this kind holds.
 pub fn block_size(kind: Kind) -> BlockSize {
     match kind {
@@ -121,7 +132,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Answers what waits, as far as the function is quiet.
     pub(super) fn serve(&mut self) {
-        while self.quiet() {
+        while self.quiet() && !self.stopped {
             match self.waiting.pop_front() {
                 None | Some(Request::State { .. }) => return,
                 Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, *image)),
@@ -170,8 +181,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             block_size: image.block_size(),
             write_protected: !image.writable(),
         };
-        let loaded =
-            Loaded { image, first_read: false, dirty: false, slow: false, stream: ReadAhead::default() };
+        let loaded = Loaded {
+            image,
+            first_read: false,
+            dirty: false,
+            lost: false,
+            slow: false,
+            stream: ReadAhead::default(),
+        };
         let state = loaded.state();
         drive.loaded = Some(loaded);
         if let Some(unit) = self.target.unit_mut(lun) {
@@ -188,6 +205,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented) {
             return reply.send(Err(Refusal::Prevented));
         }
+        if loaded.lost && !force {
+            return reply.send(Err(Refusal::Sync("an earlier sync of it failed".into())));
+        }
         let file = loaded.unstored_file();
         self.settling = Some(Settling::Eject { lun, force, reply });
         self.sync(file);
@@ -203,6 +223,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.sync(Some(file));
             }
             None => {
+                let drives = self.drives.iter().filter_map(|drive| drive.loaded.as_ref());
+                let earlier = || drives.filter(|loaded| loaded.lost).map(Loaded::name).next();
+                let lost =
+                    lost.or_else(|| earlier().map(|name| format!("an earlier sync of {name:?} failed")));
                 self.stopped = true;
                 reply.send(lost.map_or(Ok(()), |why| Err(Refusal::Sync(why))));
             }
@@ -211,15 +235,31 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     fn sync(&mut self, file: Option<Arc<File>>) {
         match file {
-            Some(file) if self.mover.sync(&file, SYNC) => {}
+            // Not counted, so that the other drives go on meanwhile.
+            Some(file) if self.mover.inner().sync(&file, SETTLE) => {}
             Some(_) => self.settled(Err(io::ErrorKind::ResourceBusy.into())),
             None => self.settled(Ok(0)),
         }
     }
 
+    /// Whether something of this drive is being made durable for a request.
+    pub(super) fn settles(&self, lun: u8) -> bool {
+        match &self.settling {
+            Some(Settling::Eject { lun: settling, .. }) => *settling == lun,
+            Some(Settling::Stop { .. }) => true,
+            None => false,
+        }
+    }
+
     /// The sync that somebody waited for has ended.
     pub(super) fn settled(&mut self, result: io::Result<usize>) {
-        match self.settling.take() {
+        let settling = self.settling.take();
+        if let (Some(Settling::Eject { lun, .. } | Settling::Stop { lun, .. }), Err(error)) =
+            (&settling, &result)
+        {
+            self.note_lost(*lun, error);
+        }
+        match settling {
             Some(Settling::Eject { lun, force, reply }) => match result {
                 Err(error) if !force => reply.send(Err(Refusal::Sync(error.to_string()))),
                 Ok(_) | Err(_) => {
@@ -244,7 +284,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
-        let name = self.drive_mut(lun)?.loaded.take()?.name();
+        let loaded = self.drive_mut(lun)?.loaded.take()?;
+        let name = loaded.name();
+        close(loaded.image);
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
         Some(name)
@@ -282,6 +324,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) else { return };
         if !std::mem::replace(&mut loaded.first_read, true) {
             self.tell(Event::FirstRead { drive: self.index(lun), lba });
+        }
+    }
+
+    /// What was written to the drive cannot be made durable.
+    pub(super) fn note_lost(&mut self, lun: u8, error: &io::Error) {
+        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
+            loaded.lost = true;
+            tracing::error!(image = loaded.name(), %error, "what the host wrote could not be stored and may be lost");
         }
     }
 

@@ -87,7 +87,7 @@ impl FunctionThread {
             let mut running = Loop::new(options, endpoints, sources, events)?;
             // Nobody waits any more if `start` is gone.
             let _ = ready.send(());
-            running.run()
+            running.run().inspect_err(|error| tracing::error!(%error, "a function has failed"))
         })?;
         match started.recv() {
             Ok(()) => Ok(Self { handle, join, bus, bus_wake }),

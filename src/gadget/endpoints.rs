@@ -49,7 +49,7 @@ pub enum TransferError {
     /// The host sent more than the request could hold (EOVERFLOW).
     #[error("host sent more than was asked for")]
     Overflow,
-    /// The host cleared a halt while the request was queued (EPIPE): nothing is wrong, queue it again.
+    /// The host cleared a halt while the request was queued (EPIPE). Behind a halt of ours nothing is wrong: queue it again.
     #[error("interrupted by a cleared halt")]
     Interrupted,
     /// The kernel had no memory for a request of this size (ENOMEM): try a smaller one.

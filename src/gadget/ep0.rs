@@ -101,6 +101,13 @@ pub struct Ep0Thread {
     is_out: Arc<AtomicBool>,
 }
 
+impl Ep0Thread {
+    /// Whether the thread has ended, which it does by itself only when the control pipe is lost.
+    pub fn has_ended(&self) -> bool {
+        self.is_out.load(Ordering::Acquire)
+    }
+}
+
 impl Ep0 {
     /// Starts the thread. `notify` is called on it: it must be quick, and must hand a [`BusEvent::Reset`] on.
     ///

@@ -193,8 +193,8 @@ impl Target {
         }
     }
 
-    /// All units, for commands that are about the target.
-    pub(super) fn luns(&self) -> std::ops::Range<u8> {
+    /// The LUNs of all units.
+    pub fn luns(&self) -> std::ops::Range<u8> {
         0..self.units()
     }
 

@@ -398,6 +398,10 @@ impl Checker {
                 self.mark("ejected before the command");
                 Ok(())
             }
+            (3, What::Sync) if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) => {
+                self.mark("sync after a failed sync");
+                Ok(())
+            }
             (3 | 4 | 7 | 0xb | 2, _) if self.port.world.media.faults() > faults => {
                 self.mark("medium fault");
                 Ok(())
@@ -504,7 +508,7 @@ impl Checker {
             Some(Ok(_)) => {}
             other => return Err(format!("forced eject: {other:?}")),
         }
-        if self.port.world.media.faults() > faults {
+        if self.port.world.media.faults() > faults || self.port.world.media.has_lost(&self.disks[lun].file) {
             // By force means: even if it could not be stored.
             self.port.world.media.forget_volatile(&self.disks[lun].file);
         }

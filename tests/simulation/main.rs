@@ -42,7 +42,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 31] = [
+const MUST_HAPPEN: [&str; 32] = [
     "FUA write",
     "bus reset",
     "case 1",
@@ -64,6 +64,7 @@ const MUST_HAPPEN: [&str; 31] = [
     "honest command",
     "invalid CBW",
     "medium fault",
+    "sync after a failed sync",
     "not ready",
     "phase error",
     "refused command",

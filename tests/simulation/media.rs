@@ -68,6 +68,9 @@ struct Flight {
 struct Log {
     written: Vec<u32>,
     durable: Vec<u32>,
+    /// What was volatile when a sync failed. The kernel reports that once, forgets it, and later syncs succeed without it.
+    forgotten: Vec<u32>,
+    sync_failed: bool,
 }
 
 struct State {
@@ -110,6 +113,7 @@ impl State {
         let log = self.logs.entry(metadata.ino()).or_default();
         log.written.resize(sectors, 0);
         log.durable.resize(sectors, 0);
+        log.forgotten.resize(sectors, 0);
         log
     }
 
@@ -147,9 +151,13 @@ impl State {
                 (MoveOp::Write, error.map_or(Ok(some), Err))
             }
             Op::Sync { written } => {
-                if !fails {
-                    let log = self.log(&flight.file);
-                    for (durable, written) in log.durable.iter_mut().zip(written) {
+                let Log { written: now, durable, forgotten, sync_failed } = self.log(&flight.file);
+                if fails {
+                    forgotten.clone_from(now);
+                    *sync_failed = true;
+                } else {
+                    let sectors = durable.iter_mut().zip(written).zip(forgotten);
+                    for ((durable, written), _) in sectors.filter(|((_, written), lost)| written > lost) {
                         *durable = written.max(*durable);
                     }
                 }
@@ -195,6 +203,13 @@ impl Media {
         let mut state = self.0.borrow_mut();
         let log = state.log(file);
         log.durable.clone_from(&log.written);
+        log.forgotten.fill(0);
+        log.sync_failed = false;
+    }
+
+    /// Whether a sync of this file has failed, so that none may be believed any more.
+    pub fn has_lost(&self, file: &File) -> bool {
+        self.0.borrow_mut().log(file).sync_failed
     }
 
     /// Sectors of `range` whose newest bytes would not survive a power cut.

@@ -5,7 +5,7 @@
 //! durable, so that nothing more can be written.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -39,13 +39,36 @@ struct Function {
     thread: FunctionThread,
     drives: Vec<String>,
     /// Dropped last, because with ep0 the kernel's side of the function goes.
-    _ep0: Ep0Thread,
+    ep0: Ep0Thread,
+}
+
+/// An opened image, and where it goes.
+pub(crate) struct Placed {
+    function: usize,
+    lun: u8,
+    image: Box<Image>,
+}
+
+/// Opens the images of the configuration. To be called while a signal still ends the process: a file server may not answer.
+pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
+    let mut images = Vec::new();
+    for (function, options) in config.functions.iter().enumerate() {
+        for (lun, drive) in (0u8..).zip(&options.drives) {
+            let Some(path) = &drive.image else { continue };
+            let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
+            let image = Image::open(path, access, block_size(drive.kind))
+                .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))?;
+            images.push(Placed { function, lun, image: Box::new(image) });
+        }
+    }
+    Ok(images)
 }
 
 impl Assembly {
-    /// Makes everything up to the bus: gadget, threads, images.
+    /// Makes everything up to the bus: gadget, threads, drives with their images.
     pub(crate) fn new(
         config: &Config,
+        images: Vec<Placed>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (options, placement) = gadget_options(config);
@@ -56,13 +79,9 @@ impl Assembly {
             assembly.functions.push(start(function, first, parts, events.clone())?);
             first.0 += u16::try_from(function.drives.len())?;
         }
-        for (function, running) in config.functions.iter().zip(&assembly.functions) {
-            for (lun, drive) in (0u8..).zip(&function.drives) {
-                if let Some(path) = &drive.image {
-                    insert(&running.thread.handle, lun, drive, path).with_context(|| {
-                        format!("drive {:?}: cannot insert its configured image", drive.name)
-                    })?;
-                }
+        for Placed { function, lun, image } in images {
+            if let Some(function) = assembly.functions.get(function) {
+                insert(&function.thread.handle, lun, image)?;
             }
         }
         Ok(assembly)
@@ -73,15 +92,17 @@ impl Assembly {
         self.functions.iter().map(|function| (&function.thread.handle, function.drives.as_slice()))
     }
 
-    /// The name of a function whose thread has ended, which it must not.
+    /// The name of a function of which a thread has ended, which it must not.
     pub(crate) fn ended(&self) -> Option<&str> {
-        let ended = self.functions.iter().find(|function| function.thread.join.is_finished())?;
+        let has_ended = |function: &&Function| function.thread.join.is_finished() || function.ep0.has_ended();
+        let ended = self.functions.iter().find(has_ended)?;
         Some(&ended.name)
     }
 
     /// Off the bus, everything durable, everything removed. Bounded: a storage that does not answer is left behind and told.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         let unbound = self.gadget.unbind();
+        let mut answered = true;
         let deadline = Instant::now() + STOP_TIMEOUT;
         let (tell, answers) = bounded::<(String, Result<(), Refusal>)>(self.functions.len());
         for function in &self.functions {
@@ -91,11 +112,13 @@ impl Assembly {
         }
         drop(tell);
         let mut lost = Vec::new();
+        lost.extend(unbound.err().map(|error| error.to_string()));
         for _ in &self.functions {
             match answers.recv_deadline(deadline) {
                 Ok((_, Ok(()))) => {}
                 Ok((name, Err(refusal))) => lost.push(format!("function {name:?}: {refusal}")),
                 Err(RecvTimeoutError::Timeout) => {
+                    answered = false;
                     lost.push(
                         "the storage of an image does not answer; what was written last may be lost".into(),
                     );
@@ -104,19 +127,16 @@ impl Assembly {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        let everything_answered = lost.is_empty();
-        for function in self.functions {
-            if everything_answered {
-                match function.thread.join.join() {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
-                    Err(_) => lost.push(format!("function {:?}: its thread panicked", function.name)),
-                }
+        // A thread that waits for a storage is left to the end of the process.
+        for function in self.functions.into_iter().filter(|_| answered) {
+            match function.thread.join.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
+                Err(_) => lost.push(format!("function {:?}: its thread panicked", function.name)),
             }
         }
-        unbound?;
         if let Some(gadget) = Arc::into_inner(self.gadget) {
-            gadget.teardown()?;
+            lost.extend(gadget.teardown().err().map(|error| error.to_string()));
         }
         if lost.is_empty() { Ok(()) } else { bail!(lost.join("; ")) }
     }
@@ -134,12 +154,10 @@ fn start(
     let thread = FunctionThread::start(options, parts.endpoints, Box::new(events)).with_context(context)?;
     let ep0 = parts.ep0.start(Box::new(thread.bus())).with_context(context)?;
     let drives = function.drives.iter().map(|drive| drive.name.clone()).collect();
-    Ok(Function { name: function.name.clone(), thread, drives, _ep0: ep0 })
+    Ok(Function { name: function.name.clone(), thread, drives, ep0 })
 }
 
-fn insert(handle: &Handle, lun: u8, drive: &config::Drive, path: &Path) -> anyhow::Result<()> {
-    let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
-    let image = Box::new(Image::open(path, access, block_size(drive.kind))?);
+fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
     let (tell, answer) = bounded(1);
     let reply = ReplyTo::new(move |result| drop(tell.send(result)));
     handle.send(Request::Insert { lun, image, reply });

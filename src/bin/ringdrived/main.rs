@@ -70,6 +70,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
+    let images = assembly::open_images(&config)?;
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -80,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let server = Server::bind(&config.control)?;
     let events = server.events();
-    let assembly = Assembly::new(&config, move |event| events.publish(event))?;
+    let assembly = Assembly::new(&config, images, move |event| events.publish(event))?;
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole { gadget: Arc::clone(&assembly.gadget), shutdown: Arc::clone(&shutdown) };
@@ -96,7 +97,25 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let ended = wait(&signals, &shutdown, &assembly);
     notify(sd_notify::NotifyState::Stopping);
-    stop(control, assembly).and(ended)
+    leave_at_second(signals);
+    let stopped = stop(control, assembly);
+    match (ended, stopped) {
+        (Err(ended), Err(stopped)) => Err(ended.context(stopped.to_string())),
+        (ended, stopped) => ended.and(stopped),
+    }
+}
+
+/// Whoever asks twice does not want to wait for storage that does not answer; the kernel takes the gadget off the bus.
+fn leave_at_second(signals: SignalFd) {
+    let watch = move || {
+        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::NONE).is_ok() {
+            eprintln!("ringdrived: ended by a second signal; what was written last may be lost");
+            std::process::exit(1);
+        }
+    };
+    // Without a thread the first signal has to do.
+    let _ = std::thread::Builder::new().name("signals".into()).spawn(watch);
 }
 
 /// Until a signal, a client, or the death of a function's thread ends it.
@@ -106,7 +125,11 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
         let mut fds = [signals.as_fd(), shutdown.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         match poll(&mut fds, timeout) {
             Ok(0) | Err(nix::Error::EINTR) => {}
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                // Taken, so that a second one is seen.
+                let _ = signals.read_signal();
+                return Ok(());
+            }
             Err(error) => return Err(error).context("cannot wait for signals"),
         }
         if let Some(name) = assembly.ended() {
