@@ -38,7 +38,7 @@ pub(super) struct Loaded {
     pub(super) dirty: bool,
     /// A sync has failed. The kernel reports that once and forgets the bytes, so no later sync may be believed.
     pub(super) lost: bool,
-    /// Its bytes were not all in memory when last asked for.
+    /// Its bytes were not all in memory when last asked for, or are never expected to be.
     pub(super) slow: bool,
     stream: ReadAhead,
 }
@@ -181,14 +181,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             block_size: image.block_size(),
             write_protected: !image.writable(),
         };
-        let loaded = Loaded {
-            image,
-            first_read: false,
-            dirty: false,
-            lost: false,
-            slow: false,
-            stream: ReadAhead::default(),
-        };
+        let slow = image.residence() == Residence::Remote;
+        let stream = ReadAhead::default();
+        let loaded = Loaded { image, first_read: false, dirty: false, lost: false, slow, stream };
         let state = loaded.state();
         drive.loaded = Some(loaded);
         if let Some(unit) = self.target.unit_mut(lun) {
