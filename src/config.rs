@@ -70,7 +70,7 @@ pub enum Gadget {
 pub struct OwnGadget {
     /// Directory name under `usb_gadget/`.
     pub name: String,
-    /// A name in `/sys/class/udc`; `None`: the only one there is.
+    /// A name in `/sys/class/udc`; `None`: the first that no gadget has.
     pub udc: Option<String>,
     /// idVendor.
     pub vendor_id: NonZeroU16,
@@ -114,7 +114,7 @@ pub struct Drive {
     pub kind: Kind,
     /// Inserted at start.
     pub image: Option<PathBuf>,
-    /// Whether the host may write. Never true of an optical drive.
+    /// Whether the host may write to images inserted without a word about it. Never true of an optical drive.
     pub rw: bool,
     /// INQUIRY T10 vendor identification: at most 8 printable ASCII characters.
     pub vendor: String,
@@ -212,7 +212,7 @@ pub fn machine_serial() -> String {
 }
 
 fn default_function(serial: &str) -> Function {
-    let drive = |name: &str, kind, lun| Drive {
+    let drive = |name: &str, kind, index| Drive {
         name: name.to_owned(),
         kind,
         image: None,
@@ -220,7 +220,7 @@ fn default_function(serial: &str) -> Function {
         vendor: VENDOR_DEFAULT.to_owned(),
         product: default_product(kind).to_owned(),
         revision: REVISION_DEFAULT.to_owned(),
-        serial: format!("{serial}-{lun}"),
+        serial: default_drive_serial(serial, index),
     };
     Function {
         name: "usb0".to_owned(),
@@ -362,9 +362,10 @@ impl RawGadget {
             return Err(source.invalid(value.span(), "max_power_ma is not within 2 and 500", "try 250"));
         }
         Ok(Gadget::Own(OwnGadget {
-            name: self
-                .name
-                .map_or_else(|| Ok("ringdrive".to_owned()), |value| source.name(value, "gadget's name"))?,
+            name: self.name.map_or_else(
+                || Ok("ringdrive".to_owned()),
+                |value| source.gadget_name(value, "gadget's name"),
+            )?,
             udc: self.udc.map(|value| source.udc(value)).transpose()?,
             vendor_id,
             product_id: self.product_id.map_or(0x0104, Spanned::into_inner),
@@ -423,7 +424,7 @@ fn check_functions(
             ));
         }
         let name_span = name.span();
-        let name = source.name(name, "function's name")?;
+        let name = source.gadget_name(name, "function's name")?;
         if functions.iter().any(|function| function.name == name) {
             return Err(source.invalid(
                 name_span,

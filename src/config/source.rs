@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 
 use super::ConfigError;
+use crate::gadget;
 
 const NAME_LEN_MAX: usize = 32;
 const USB_STRING_UNITS_MAX: usize = 126;
@@ -43,7 +44,21 @@ impl Source<'_> {
         self.invalid(error.span().unwrap_or(0..0), message, cure)
     }
 
-    /// A name in configfs, in a mount table and on a command line.
+    /// The name of a gadget or function: one for the command line, and one that the gadget takes.
+    pub(super) fn gadget_name(&self, value: Spanned<String>, what: &str) -> Result<String, ConfigError> {
+        let span = value.span();
+        let name = self.name(value, what)?;
+        if gadget::is_name(&name) {
+            return Ok(name);
+        }
+        Err(self.invalid(
+            span,
+            format!("the {what} {name:?} cannot be a directory in configfs"),
+            format!("use 1 to {NAME_LEN_MAX} letters, digits, `_` and `-`, the first not `-`"),
+        ))
+    }
+
+    /// A name on a command line and in a log.
     pub(super) fn name(&self, value: Spanned<String>, what: &str) -> Result<String, ConfigError> {
         let span = value.span();
         let name = value.into_inner();
@@ -75,7 +90,7 @@ impl Source<'_> {
         Err(self.invalid(
             span,
             format!("{name:?} is not a USB device controller's name"),
-            "use a name from `ls /sys/class/udc`, or remove the key to use the only one",
+            "use a name from `ls /sys/class/udc`, or remove the key to use the first that is free",
         ))
     }
 

@@ -49,9 +49,26 @@ fn the_usual_drives_are_what_writing_them_out_gives() {
     assert_eq!(Config::parse("", "a").unwrap(), Config::parse(written, "b").unwrap());
 }
 
+/// The example with all of its keys.
+fn example_uncommented() -> String {
+    let key = |line: &str| {
+        let word = line.strip_prefix('#').and_then(|rest| rest.split(" = ").next())?;
+        word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| line.replacen('#', "", 1))
+    };
+    EXAMPLE.lines().map(|line| key(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
+}
+
 #[test]
-fn the_example_in_the_manual_is_right() {
-    let config = Config::parse(EXAMPLE, "docs/ringdrived.toml").unwrap();
+fn the_example_as_it_stands_asks_for_nothing_that_a_fresh_machine_lacks() {
+    let example = Config::parse(EXAMPLE, "docs/ringdrived.toml").unwrap();
+    let mut usual = Config::parse("", "test.toml").unwrap();
+    usual.functions[0].drives[1].rw = true;
+    assert_eq!(example, usual);
+}
+
+#[test]
+fn the_example_in_the_manual_is_right_with_all_of_its_keys() {
+    let config = Config::parse(&example_uncommented(), "docs/ringdrived.toml").unwrap();
     assert_eq!(own(&config).udc.as_deref(), Some("fe980000.usb"));
     assert_eq!(config.control.group.as_deref(), Some("ringdrive"));
     let flash = &config.functions[0].drives[1];
@@ -87,9 +104,10 @@ fn every_key_is_in_the_manual_and_in_the_example_and_the_manual_lists_no_other()
             .map(str::to_owned)
             .collect();
         assert_eq!(rows, keys, "docs/configuration.md, {section}");
+        let example = example_uncommented();
         for key in keys {
             assert!(
-                EXAMPLE.lines().any(|line| line.starts_with(&format!("{key} = "))),
+                example.lines().any(|line| line.starts_with(&format!("{key} = "))),
                 "docs/ringdrived.toml lacks {key} of {section}"
             );
         }
@@ -160,6 +178,42 @@ fn names_that_would_clash_or_mislead_are_refused() {
     {
         check_refusal(&two.replace("'a'", bad), "4:8", &["the drive's name"]);
         check_refusal(&two.replace("'f'", bad), "2:8", &["the function's name"]);
+    }
+}
+
+#[test]
+fn a_function_or_gadget_name_that_the_gadget_refuses_is_refused_and_a_drive_may_have_it() {
+    let function = |name: &str| {
+        format!("[[function]]\nname = '{name}'\n[[function.drive]]\nname = 'win.11'\nkind = 'disk'\n")
+    };
+    check_refusal(&function("usb.0"), "2:8", &["the function's name \"usb.0\"", "`_` and `-`"]);
+    check_refusal("[gadget]\nname = 'g.1'\n", "2:8", &["the gadget's name \"g.1\""]);
+    // Whatever passes here, passes there.
+    for printable in ' '..='~' {
+        let name = format!("a{printable}");
+        if let Ok(config) = Config::parse(&function(&name), "a") {
+            assert_eq!(config.functions[0].name, name);
+            assert!(crate::gadget::is_name(&name), "{name:?}");
+        }
+    }
+    let config = Config::parse(&function(&"x".repeat(32)), "a").unwrap();
+    assert!(crate::gadget::is_name(&config.functions[0].name));
+}
+
+#[test]
+fn drives_have_a_serial_that_fits_whatever_the_gadgets_is() {
+    let written = "[[function]]\nname = 'usb0'\n[[function.drive]]\nname = 'cd'\nkind = 'optical'\n";
+    for serial in ["0123456789AB", "серийный номер 7", "𝄞", &"x".repeat(126), &"é".repeat(126)]
+    {
+        for functions in ["", written] {
+            let text = format!("[gadget]\nserial = '{serial}'\n{functions}");
+            let config = Config::parse(&text, "test.toml").unwrap();
+            for (index, drive) in config.functions[0].drives.iter().enumerate() {
+                crate::scsi::Identity::new(&drive.vendor, &drive.product, &drive.revision, &drive.serial)
+                    .unwrap_or_else(|error| panic!("{serial}: {:?}: {error}", drive.serial));
+                assert!(drive.serial.ends_with(&format!("-{index}")), "{}", drive.serial);
+            }
+        }
     }
 }
 

@@ -163,14 +163,15 @@ fn speed_name(speed: Speed) -> &'static str {
     }
 }
 
-/// A name that is one directory in configfs, and a FunctionFS instance (at most 40 bytes there).
-pub(super) fn checked_name(name: &str) -> Result<&str, GadgetError> {
+/// Whether a gadget or function can have this name: it is one directory in configfs, and a FunctionFS instance (at most 40
+/// bytes there).
+pub fn is_name(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if (1..=40).contains(&name.len()) && name.chars().all(legal) {
-        Ok(name)
-    } else {
-        Err(GadgetError::Name { name: name.to_owned() })
-    }
+    (1..=40).contains(&name.len()) && name.chars().all(legal)
+}
+
+pub(super) fn checked_name(name: &str) -> Result<&str, GadgetError> {
+    if is_name(name) { Ok(name) } else { Err(GadgetError::Name { name: name.to_owned() }) }
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {

@@ -30,6 +30,7 @@ use std::{
 use ffs_descriptors::InterfaceName;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+pub use configfs::is_name;
 pub use engine::{Engine, EngineKind};
 pub use ep0::{BusEvent, Ep0, Ep0Thread, ResetTicket};
 pub use error::GadgetError;
