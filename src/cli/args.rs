@@ -36,7 +36,7 @@ Exit codes:
   2  wrong usage
   3  the daemon cannot be reached
   4  no answer in time; it may still be done
-  5  anything else: connection lost, output cannot be written";
+  5  anything else: a file cannot be opened, connection lost, output cannot be written";
 
 const GLOBAL: &str = "Options of every command";
 
@@ -84,13 +84,11 @@ pub(super) enum Command {
     /// End the daemon; its gadget goes with it.
     Shutdown,
     /// Print a completion script: `ringdrive completions bash > /etc/bash_completion.d/ringdrive`.
-    #[command(hide = true)]
     Completions {
         /// For which shell.
         shell: Shell,
     },
-    /// Write the man pages into a directory.
-    #[command(hide = true)]
+    /// Write the man pages into a directory, ringdrived's too: `ringdrive man /usr/local/share/man/man1`.
     Man {
         /// An existing directory.
         dir: PathBuf,

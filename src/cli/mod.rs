@@ -1,10 +1,11 @@
 //! `ringdrive`, the command line: a client of the control socket. Knows the protocol and nothing of the rooms behind it but the
 //! types that the protocol carries.
 //!
-//! Completions and man pages come out of the program itself (hidden subcommands), so that they are there wherever the program
-//! is, and of its version.
+//! Completions and man pages come out of the program itself, so that they are there wherever the program is, and of its
+//! version. The daemon's arguments are here for the sake of its man page.
 
 mod args;
+mod daemon;
 mod show;
 
 use std::fs::{File, OpenOptions};
@@ -26,6 +27,7 @@ use serde_json::{Map, Value, json};
 use crate::control::{Client, ClientError, with_sources};
 use crate::drive::ImageState;
 use args::{Arguments, Command};
+pub use daemon::DaemonArgs;
 
 /// Why the program did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +51,12 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Client(ClientError::Refused { .. }) => 1,
-            Self::Open { .. } | Self::Man { .. } | Self::Path(_) => 2,
+            Self::Path(_) => 2,
             Self::Client(ClientError::Unreachable { .. }) => 3,
             Self::Client(ClientError::Timeout(_)) => 4,
             Self::Client(ClientError::Closed | ClientError::Protocol(_) | ClientError::Io(_))
+            | Self::Open { .. }
+            | Self::Man { .. }
             | Self::Output(_)
             | Self::Wait(_) => 5,
         }
@@ -94,9 +98,9 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             clap_complete::generate(*shell, &mut Arguments::command(), "ringdrive", &mut script);
             print(&script)
         }
-        Command::Man { dir } => clap_mangen::generate_to(Arguments::command(), dir)
-            .map(|_| ())
-            .map_err(|source| Failure::Man { path: dir.display().to_string(), source }),
+        Command::Man { dir } => {
+            man_pages(dir).map_err(|source| Failure::Man { path: dir.display().to_string(), source })
+        }
         Command::Events { events } => follow(arguments, events),
         Command::Version => version(arguments),
         command => {
@@ -108,6 +112,14 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// `ringdrive.1` with a page for each subcommand, and `ringdrived.8`.
+fn man_pages(dir: &Path) -> io::Result<()> {
+    clap_mangen::generate_to(Arguments::command(), dir)?;
+    let mut page = Vec::new();
+    clap_mangen::Man::new(DaemonArgs::command()).section("8").render(&mut page)?;
+    std::fs::write(dir.join("ringdrived.8"), page)
 }
 
 fn connect(arguments: &Arguments) -> Result<Client, ClientError> {

@@ -115,7 +115,7 @@ fn a_file_is_passed_by_descriptor_when_asked() {
     let said = fake.says(&["insert", "flash", "a.img", "--send-fd", "--rw", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["image"], json!({"name": path, "bytes": 4096, "rw": true, "first_read": false}));
-    fake.fails(&["insert", "cd", "none.iso", "--send-fd"], 2, "cannot open");
+    fake.fails(&["insert", "cd", "none.iso", "--send-fd"], 5, "cannot open");
     nix::unistd::mkfifo(&fake.dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fake.fails(&["insert", "cd", "fifo", "--send-fd"], 1, "try a regular file");
 }
@@ -264,8 +264,20 @@ fn output_to_a_closed_pipe_is_no_error() {
 #[test]
 fn help_completions_and_man_pages_know_every_subcommand() {
     let fake = Fake::start();
-    let subcommands =
-        ["state", "insert", "eject", "lock", "unlock", "set", "replug", "events", "version", "shutdown"];
+    let subcommands = [
+        "state",
+        "insert",
+        "eject",
+        "lock",
+        "unlock",
+        "set",
+        "replug",
+        "events",
+        "version",
+        "shutdown",
+        "completions",
+        "man",
+    ];
     let help = fake.says(&["--help"]);
     let bash = fake.says(&["completions", "bash"]);
     fake.says(&["man", "."]);
@@ -284,8 +296,12 @@ fn help_completions_and_man_pages_know_every_subcommand() {
     }
     let page = std::fs::read_to_string(fake.dir.path().join("ringdrive.1")).unwrap();
     assert!(page.contains("Exit codes"), "{page}");
+    let page = std::fs::read_to_string(fake.dir.path().join("ringdrived.8")).unwrap();
+    for part in [".TH ringdrived 8", "\\-\\-config", "SIGTERM", "RUST_LOG"] {
+        assert!(page.contains(part), "{part} is not in {page}");
+    }
     for shell in ["zsh", "fish", "elvish", "powershell"] {
         assert!(fake.says(&["completions", shell]).contains("unlock"));
     }
-    fake.fails(&["man", "/nonexistent"], 2, "existing directory");
+    fake.fails(&["man", "/nonexistent"], 5, "existing directory");
 }

@@ -2,7 +2,7 @@
 
 mod assembly;
 
-use std::{io::IsTerminal, os::fd::AsFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use assembly::Assembly;
@@ -16,7 +16,8 @@ use nix::{
     },
 };
 use ringdrive::{
-    config::{self, Config},
+    cli::DaemonArgs,
+    config::Config,
     control::{self, Daemon, FunctionHandle, Server},
     gadget::Gadget,
 };
@@ -25,29 +26,8 @@ use tracing_subscriber::EnvFilter;
 /// How often to look whether a function's thread has died, which it tells nobody.
 const LOOK_AFTER_THREADS: Duration = Duration::from_secs(1);
 
-/// Serves virtual USB drives on this machine's USB device port.
-///
-/// Stops on SIGTERM, SIGINT (Ctrl-C) and `ringdrive shutdown`: leaves the bus, makes durable what the host wrote, and removes the
-/// gadget. What a killed run left behind is removed at the next start.
-#[derive(Debug, Parser)]
-#[command(
-    version,
-    after_help = "Exit status: 0 stopped as asked; 1 could not start, or what the host wrote could not be stored; 2 wrong usage.\n\
-                  Environment: RUST_LOG chooses what is logged, as error, warn, info, debug or ringdrive::gadget=debug.\n\
-                  See also: ringdrive(1), and docs/configuration.md for every key."
-)]
-struct Args {
-    /// The configuration file.
-    #[arg(long, short, value_name = "FILE", default_value = config::CONFIG_DEFAULT)]
-    config: PathBuf,
-
-    /// Only check the configuration.
-    #[arg(long)]
-    check: bool,
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = DaemonArgs::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -64,7 +44,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> anyhow::Result<()> {
+fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     if args.check {
         println!("{}: no mistakes found", args.config.display());
