@@ -105,18 +105,29 @@ pub fn sweep() -> Result<()> {
     wait_until(Duration::from_secs(5), "all gadgets are removed", || gadgets().is_empty())
 }
 
+/// All mounts of FunctionFS: the function's name, and where.
+#[must_use]
+pub fn mounts() -> Vec<(String, PathBuf)> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let mount = |line: &str| {
+        let mut words = line.split(' ');
+        let (name, target, kind) = (words.next()?, words.next()?, words.next()?);
+        (kind == "functionfs").then(|| (name.to_owned(), target.into()))
+    };
+    mounts.lines().filter_map(mount).collect()
+}
+
+/// Names of what is in the directory where `ringdrived` mounts FunctionFS.
+#[must_use]
+pub fn mount_points() -> Vec<String> {
+    names(&Path::new(ringdrive::gadget::RUNTIME_DIR).join("ffs"))
+}
+
 fn unmount_functions(gadget: &str) {
     for function in names(&Path::new(GADGETS).join(gadget).join("functions")) {
         let Some(name) = function.strip_prefix("ffs.") else { continue };
-        let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-        for line in mounts.lines() {
-            let mut words = line.split(' ');
-            if let (Some(source), Some(target), Some("functionfs")) =
-                (words.next(), words.next(), words.next())
-                && source == name
-            {
-                let _ = nix::mount::umount(target);
-            }
+        for (_, target) in mounts().into_iter().filter(|(source, _)| source == name) {
+            let _ = nix::mount::umount(&target);
         }
     }
 }

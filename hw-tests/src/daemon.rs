@@ -160,6 +160,12 @@ impl Daemon {
         Self::start(&fs::read_to_string(&self.config)?, &self.config.with_extension(""))
     }
 
+    /// Where its control socket is.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// What the daemon has said so far.
     #[must_use]
     pub fn log(&self) -> String {

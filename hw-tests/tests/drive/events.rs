@@ -66,8 +66,12 @@ fn session(board: &Board, backend: Backend) -> Result<()> {
 fn shutdown(board: &Board, backend: Backend) -> Result<()> {
     let mut rig = Rig::start(board, backend, &Setup::of([Drive::disk()]))?;
     let daemon = rig.daemon()?;
+    ensure!(!configfs::mounts().is_empty() && daemon.socket().exists(), "nothing to leave behind");
     daemon.cli(&["shutdown"])?;
     daemon.must_end_well()?;
+    ensure!(!daemon.socket().exists(), "the socket is left behind");
+    let (mounts, points) = (configfs::mounts(), configfs::mount_points());
+    ensure!(mounts.is_empty() && points.is_empty(), "FunctionFS is left behind: {mounts:?}, {points:?}");
     let left = configfs::gadgets();
     ensure!(left.is_empty() && board.bound().is_none(), "left behind: {left:?}, {:?}", board.bound());
     rig.device.await_gone(std::time::Duration::from_secs(2))

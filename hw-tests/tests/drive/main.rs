@@ -4,6 +4,7 @@
 //! with that endpoint engine, `kernel` is `f_mass_storage`, against which the case itself is checked. Off a board all are
 //! reported as ignored, with the reason.
 
+mod clients;
 mod disks;
 mod eject;
 mod events;
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 11] = [
+    let groups: [(&str, &[Case]); 12] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ("eject", eject::CASES),
         ("unplug", unplug::CASES),
         ("events", events::CASES),
+        ("clients", clients::CASES),
         ("refusals", refusals::CASES),
         ("killed", killed::CASES),
     ];

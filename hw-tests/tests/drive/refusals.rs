@@ -16,7 +16,11 @@ use crate::{Case, DAEMON};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "a_second_daemon_on_the_same_gadget_is_refused", on: DAEMON, run: second_daemon },
-    Case { name: "a_port_that_does_not_exist_is_refused", on: DAEMON, run: no_udc },
+    Case {
+        name: "a_port_of_another_name_is_refused_and_told_which_there_are",
+        on: DAEMON,
+        run: unknown_port,
+    },
     Case { name: "a_mistake_in_the_configuration_is_refused_with_its_line", on: DAEMON, run: bad_config },
     Case { name: "images_that_cannot_be_served_are_refused_at_the_start", on: DAEMON, run: bad_images },
     Case { name: "images_that_cannot_be_inserted_leave_the_drive_as_it_is", on: DAEMON, run: bad_inserts },
@@ -50,13 +54,13 @@ fn second_daemon(board: &Board, backend: Backend) -> Result<()> {
     let socket = stem.with_extension("sock");
     let empty = Setup::of([Drive::disk()]);
     let config = daemon::config(board, backend, Mode::Own, &empty, &new_serial(), &socket);
-    must_end(&config, &stem, &[daemon::GADGET])?;
+    must_end(&config, &stem, &[daemon::GADGET, "is served by another ringdrived (process "])?;
     let (theirs, ours) = (rig.lun(0)?.sha(Caching::Direct)?, image::sha_of_file(&path)?);
     ensure!(theirs == ours, "the first daemon's drive was disturbed");
     rig.stop()
 }
 
-fn no_udc(board: &Board, backend: Backend) -> Result<()> {
+fn unknown_port(board: &Board, backend: Backend) -> Result<()> {
     configfs::sweep()?;
     let scratch = board.scratch()?;
     let stem = scratch.file("daemon");
@@ -64,7 +68,7 @@ fn no_udc(board: &Board, backend: Backend) -> Result<()> {
     let setup = Setup::of([Drive::disk()]);
     let config =
         daemon::config(&nowhere, backend, Mode::Own, &setup, &new_serial(), &stem.with_extension("sock"));
-    must_end(&config, &stem, &["no_such_port.7"])
+    must_end(&config, &stem, &["no_such_port.7", &format!("this machine has: {}", board.udc)])
 }
 
 fn bad_config(board: &Board, backend: Backend) -> Result<()> {
