@@ -88,7 +88,7 @@ pub(super) enum Command {
         /// For which shell.
         shell: Shell,
     },
-    /// Write the man pages into a directory, ringdrived's too: `ringdrive man /usr/local/share/man/man1`.
+    /// Write the man pages into a directory: ringdrive's, of section 1, and ringdrived's, of section 8.
     Man {
         /// An existing directory.
         dir: PathBuf,
