@@ -243,7 +243,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         self.mover.done();
         let went = match done.op {
-            MoveOp::Sync => self.synced(done.result),
+            MoveOp::Sync => self.synced(done.tag, done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {
                     data.read_done(done);

@@ -29,8 +29,10 @@ use super::{
     pipes::PipeError,
 };
 
-/// The sync of a host's command.
-const SYNC: OpTag = OpTag(0);
+/// The sync of a host's command to `lun`.
+fn sync_tag(lun: u8) -> OpTag {
+    OpTag(lun.into())
+}
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
@@ -146,10 +148,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 let (lost, file) = (loaded.lost, loaded.unstored_file());
                 self.phase = Phase::Sync { pending, unload };
                 match file {
-                    _ if lost => self.synced(Err(io::Error::from_raw_os_error(libc::EIO))),
-                    Some(file) if self.mover.sync(&file, SYNC) => Ok(()),
-                    Some(_) => self.synced(Err(io::ErrorKind::ResourceBusy.into())),
-                    None => self.synced(Ok(0)),
+                    _ if lost => self.synced(sync_tag(lun), Err(io::Error::from_raw_os_error(libc::EIO))),
+                    Some(file) if self.mover.sync(&file, sync_tag(lun)) => Ok(()),
+                    Some(_) => self.synced(sync_tag(lun), Err(io::ErrorKind::ResourceBusy.into())),
+                    None => self.synced(sync_tag(lun), Ok(0)),
                 }
             }
             (MediaOp::Load, ..) => self.complete(pending, Ok(())),
@@ -241,7 +243,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.end(status, moved)
     }
 
-    pub(super) fn synced(&mut self, result: io::Result<usize>) -> Result<(), PipeError> {
+    pub(super) fn synced(&mut self, tag: OpTag, result: io::Result<usize>) -> Result<(), PipeError> {
+        let lun = u8::try_from(tag.0).unwrap_or(u8::MAX);
+        if let Err(error) = &result {
+            self.note_lost(lun, error);
+        }
         let (pending, unload) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Sync { pending, unload } => (pending, unload),
             // It was the sync of an abandoned command.
@@ -250,16 +256,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 return Ok(());
             }
         };
-        let lun = self.open.lun;
         let result = match result {
             Ok(_) => {
                 self.note_stored(lun);
                 Ok(())
             }
-            Err(error) => {
-                self.note_lost(lun, &error);
-                Err(self.fault(FaultKind::from(&error), Way::Write, None))
-            }
+            Err(error) => Err(self.fault(FaultKind::from(&error), Way::Write, None)),
         };
         let unloaded = unload && result.is_ok();
         let status = self.target.complete(pending, result);

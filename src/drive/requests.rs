@@ -24,7 +24,7 @@ use super::{
 };
 
 /// The sync that a request waits for.
-pub(super) const SETTLE: OpTag = OpTag(1);
+pub(super) const SETTLE: OpTag = OpTag(u32::MAX);
 /// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
 const HINT_MAX: ByteLen = ByteLen(128 * 1024);
 
@@ -324,6 +324,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// What was written to the drive cannot be made durable.
     pub(super) fn note_lost(&mut self, lun: u8, error: &io::Error) {
+        if error.kind() == io::ErrorKind::ResourceBusy {
+            // The ring was full: the sync was not even tried.
+            return;
+        }
         if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
             loaded.lost = true;
             tracing::error!(image = loaded.name(), %error, "what the host wrote could not be stored and may be lost");
