@@ -105,8 +105,8 @@ impl Mount {
         let mut this = Self { dir: dir.to_owned(), mounted: false, remove_dir };
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some(name), dir, Some("functionfs"), flags, None::<&str>).map_err(|errno| match errno {
-            nix::Error::ENODEV => GadgetError::NoFunctionFs,
-            nix::Error::ENOENT => GadgetError::NoFunction { name: name.to_owned() },
+            // The kernel knows the file system only while there is an instance of it.
+            nix::Error::ENODEV | nix::Error::ENOENT => GadgetError::NoFunction { name: name.to_owned() },
             nix::Error::EBUSY => GadgetError::FunctionTaken { name: name.to_owned() },
             _ => GadgetError::io("mount FunctionFS on", dir)(errno),
         })?;
