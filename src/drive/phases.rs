@@ -123,11 +123,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         match (op, range, self.open.data) {
             (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
-                loaded.read_ahead(range, &mut self.mover);
                 let data = DataIn::new(range, send.into(), data_in::Sink::Host);
                 self.phase = Phase::In { data, pending };
                 self.note_first_read(lun, blocks.start().0);
-                self.pump_in()
+                let went = self.pump_in();
+                // Behind the reads of this command, for which the host waits.
+                self.read_ahead(lun, range);
+                went
             }
             (MediaOp::Verify(_), Some(range), _) => {
                 let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere);

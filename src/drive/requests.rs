@@ -66,7 +66,7 @@ impl Loaded {
     }
 
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory.
-    pub(super) fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) {
+    fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) {
         let Some(mut hint) = self.stream.advance(range).filter(|_| self.slow) else { return };
         while !hint.is_empty() {
             let (piece, rest) = hint.split_at(HINT_MAX);
@@ -313,6 +313,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(drive) = self.drive_mut(lun).filter(|drive| drive.prevented != prevented) else { return };
         drive.prevented = prevented;
         self.tell(Event::Prevented { drive: self.index(lun), prevented });
+    }
+
+    pub(super) fn read_ahead(&mut self, lun: u8, range: ByteRange) {
+        let drive = self.drives.get_mut(usize::from(lun));
+        if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut()) {
+            loaded.read_ahead(range, &mut self.mover);
+        }
     }
 
     pub(super) fn note_first_read(&mut self, lun: u8, lba: u64) {
