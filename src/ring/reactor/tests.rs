@@ -419,3 +419,37 @@ fn the_ring_for_older_kernels_does_the_same() {
         assert_eq!(heard(&mut ring), Vec::<&str>::new());
     }
 }
+
+#[test]
+fn hints_are_heard_by_nobody_and_give_their_places_back() {
+    let pool = Pool::new(1, 4096).unwrap();
+    let mut ring = ring::<()>(4, std::slice::from_ref(&pool));
+    let file = file_of(1 << 20);
+    for hint in 0..4 {
+        ring.will_read(&file, ByteOffset(hint * 4096), ByteLen(4096));
+    }
+    assert!(
+        ring.read(&file, ByteOffset(0), pool.take().unwrap(), 512, OpTag(1)).is_err(),
+        "all places are taken"
+    );
+    ring.will_read(&file, ByteOffset(0), ByteLen(4096));
+    while ring.in_flight() > 0 {
+        ring.wait().unwrap();
+        assert!(ring.next().is_none());
+    }
+    ring.read(&file, ByteOffset(0), pool.take().unwrap(), 512, OpTag(2)).unwrap();
+    assert_eq!(moved(&mut ring).tag, OpTag(2));
+}
+
+#[test]
+fn bytes_are_read_now_only_if_all_of_them_are_there() {
+    let mut ring = ring::<()>(4, &[]);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; 8192]).unwrap();
+    let file = Arc::new(file);
+    let mut to = [0; 4096];
+    assert!(ring.read_now(&file, ByteOffset(4096), &mut to, Wait::ForMemory));
+    assert_eq!(to, [7; 4096]);
+    assert!(!ring.read_now(&file, ByteOffset(4097), &mut to, Wait::ForMemory), "the file ends in the middle");
+    assert!(!ring.read_now(&file, ByteOffset(u64::MAX), &mut to, Wait::Never));
+}
