@@ -10,6 +10,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -163,7 +164,9 @@ impl Loop {
             drives: vec![drive],
         };
         let mover = |_: &[Pool]| Ok::<_, io::Error>(Immediate(VecDeque::new()));
-        let mut function = Function::new(options, endpoints, mover, Box::new(|_| {})).expect("buffers");
+        let mut function =
+            Function::new(options, endpoints, mover, Box::new(|_| {}), Box::new(|| Duration::ZERO))
+                .expect("buffers");
         let file = File::from(memfd_create("ringdrive-bench", MFdFlags::MFD_CLOEXEC).expect("memfd"));
         file.set_len(u64::from(BLOCKS) * 512).expect("space");
         let image =

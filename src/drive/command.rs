@@ -3,13 +3,15 @@
 //! Requests go to the function's thread through [`Handle::send`] and are answered through a [`ReplyTo`], between two commands of
 //! the host; events flow the other way. Nothing here blocks.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
 use crate::{bot::StallPolicy, gadget::Speed, media::Image, scsi::Kind};
+
+use super::statistics::Statistics;
 
 /// Most requests that wait for one function; further ones are refused as [`Refusal::Busy`].
 pub const REQUESTS_MAX: usize = 64;
@@ -41,6 +43,19 @@ pub struct DriveState {
     pub stall: StallPolicy,
     /// The host, as the device port shows it.
     pub host: HostState,
+}
+
+/// What a drive has done.
+#[derive(Clone, Debug)]
+pub struct DriveStatistics {
+    /// Its number.
+    pub drive: DriveIndex,
+    /// Its name in the configuration.
+    pub name: String,
+    /// Since its function started, when every number was zero.
+    pub uptime: Duration,
+    /// The numbers.
+    pub statistics: Statistics,
 }
 
 /// The image in a drive.
@@ -237,6 +252,13 @@ pub enum Request {
         /// In the order of their LUNs.
         reply: ReplyTo<Vec<DriveState>>,
     },
+    /// What its drives have done.
+    Stats {
+        /// Which drive; all if none is named.
+        lun: Option<u8>,
+        /// In the order of their LUNs; none if there is no such drive.
+        reply: ReplyTo<Vec<DriveStatistics>>,
+    },
     /// Put an opened image into an empty drive.
     Insert {
         /// Which drive.
@@ -320,10 +342,11 @@ impl Inbox {
 }
 
 impl Request {
-    /// Answers it with a refusal; a state query with no drives.
+    /// Answers it with a refusal; a query with no drives.
     pub fn refuse(self, why: &Refusal) {
         match self {
             Self::State { reply } => reply.send(Vec::new()),
+            Self::Stats { reply, .. } => reply.send(Vec::new()),
             Self::Insert { reply, .. } => reply.send(Err(why.clone())),
             Self::Eject { reply, .. } => reply.send(Err(why.clone())),
             Self::Set { reply, .. } | Self::Stop { reply } => reply.send(Err(why.clone())),

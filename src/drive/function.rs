@@ -41,6 +41,7 @@ use super::{
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
     requests::{Loaded, SETTLE, Settling},
+    statistics::{Clock, Statistics, Tally},
 };
 
 /// How long after a refused halt, or a cancel of requests that wake nobody, to look again: a few bus intervals.
@@ -82,6 +83,7 @@ pub(super) struct Drive {
     pub(super) loaded: Option<Loaded>,
     /// As last told by an event.
     pub(super) prevented: bool,
+    pub(super) statistics: Statistics,
 }
 
 /// The command that the host waits for.
@@ -91,6 +93,8 @@ pub(super) struct Open {
     pub(super) opcode: u8,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
+    /// What is to be counted of it; `None` once it is.
+    pub(super) tally: Option<Tally>,
 }
 
 /// What ends a data-out phase.
@@ -143,6 +147,7 @@ pub struct Function<E, M> {
     pub(super) stopping: bool,
     pub(super) stopped: bool,
     events: EventSink,
+    pub(super) clock: Clock,
     pub(super) pipes: Pipes<E>,
     pub(super) phase: Phase,
     pub(super) open: Open,
@@ -150,7 +155,8 @@ pub struct Function<E, M> {
 }
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
-    /// A function that waits for its host. `mover` is made from the pools, so that it can register them.
+    /// A function that waits for its host. `mover` is made from the pools, so that it can register them; `clock` is for the
+    /// statistics alone.
     ///
     /// # Errors
     /// When the buffers cannot be mapped, or `mover` fails.
@@ -159,13 +165,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         endpoints: E,
         mover: impl FnOnce(&[Pool]) -> Result<M, F>,
         events: EventSink,
+        clock: Clock,
     ) -> Result<Self, F> {
         let pipes = Pipes::new(endpoints)?;
         let mover = mover(&pipes.pools())?;
         let units =
             options.drives.iter().map(|drive| Unit::new(drive.kind, drive.identity.clone())).collect();
-        let drive =
-            |drive: DriveOptions| Drive { name: drive.name, rw: drive.rw, loaded: None, prevented: false };
+        let drive = |DriveOptions { name, rw, .. }| {
+            let statistics = Statistics::new();
+            Drive { name, rw, loaded: None, prevented: false, statistics }
+        };
         Ok(Self {
             name: options.name,
             first: options.first,
@@ -179,9 +188,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             stopping: false,
             stopped: false,
             events,
+            clock,
             pipes,
             phase: Phase::Down,
-            open: Open { lun: 0, opcode: 0, data: DataPhase::None },
+            open: Open { lun: 0, opcode: 0, data: DataPhase::None, tally: None },
             halt_again: false,
         })
     }
@@ -440,6 +450,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Forgets the command at hand, cancels what is queued, and goes on to `next`.
     fn abandon(&mut self, next: Phase) {
+        self.count_aborted();
         match std::mem::replace(&mut self.phase, next) {
             Phase::Held { pending, .. } | Phase::In { pending, .. } | Phase::Sync { pending, .. } => {
                 self.target.abandon(pending);

@@ -11,6 +11,7 @@
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
 //! | `requests` | insert, eject, settings |
+//! | `statistics` | what is counted of each drive, and the one place where |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
 //! | `fault` | the one map from media faults to sense data |
 //! | `thread` | the real loop |
@@ -24,11 +25,13 @@ mod phases;
 mod pipes;
 mod read_ahead;
 mod requests;
+pub mod statistics;
 pub mod thread;
 
 pub use command::{
-    DriveIndex, DriveState, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal, ReplyTo,
-    Request, Setting,
+    DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
+    ReplyTo, Request, Setting,
 };
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
 pub use requests::block_size;
+pub use statistics::{Clock, Statistics};

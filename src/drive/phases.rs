@@ -12,7 +12,7 @@
 use std::io;
 
 use crate::{
-    bot::{CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
+    bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
     media::FaultKind,
     ring::{Mover, OpTag, pool::Buf},
@@ -27,6 +27,7 @@ use super::{
     fault::{self, Way},
     function::{Function, Open, OutEnd, Phase},
     pipes::PipeError,
+    statistics::{Outcome, Transfer},
 };
 
 /// The sync of a host's command to `lun`.
@@ -38,7 +39,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
         let lun = command.lun.0;
         let opcode = command.cdb.first().copied().unwrap_or_default();
-        self.open = Open { lun, opcode, data: DataPhase::None };
+        self.open = Open { lun, opcode, data: DataPhase::None, tally: Some(self.tally(opcode)) };
         let mut response = self.pipes.small()?;
         match self.target.execute(lun, &command.cdb, &mut response) {
             Reply::Status(status) => self.answer(status, Intent::None, None),
@@ -91,6 +92,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if !plan.execute {
             self.target.abandon(pending);
             return self.conclude(Status::CheckCondition);
+        }
+        if let Some(tally) = &mut self.open.tally {
+            tally.transfer = match op {
+                MediaOp::Read(_) => Transfer::Read { bytes: 0, in_memory: None },
+                MediaOp::Write { .. } => Transfer::Write { bytes: 0 },
+                MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Transfer::None,
+            };
         }
         self.phase = Phase::Held { op, pending };
         self.start_held()
@@ -188,7 +196,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         let result = match progress {
             Progress::Fault(kind) => Err(self.fault(kind, Way::Read, block.map(|block| data.lba(block)))),
-            Progress::Going | Progress::Done => Ok(()),
+            Progress::Going | Progress::Done => {
+                if let Some(tally) = &mut self.open.tally {
+                    tally.had_all(data.immediate());
+                }
+                Ok(())
+            }
         };
         let status = self.target.complete(pending, result);
         match data.sink() {
@@ -287,10 +300,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
-        let status = match status {
-            Status::Good => CommandStatus::Passed,
-            Status::CheckCondition => CommandStatus::Failed,
+        let phase_error = matches!(self.bot.state(), bot::State::Data { phase_error: true, .. });
+        let (status, outcome) = match status {
+            Status::Good => (CommandStatus::Passed, Outcome::Passed),
+            Status::CheckCondition => (CommandStatus::Failed, Outcome::Failed),
         };
+        if let Some(tally) = &mut self.open.tally {
+            tally.outcome = if phase_error { Outcome::PhaseError } else { outcome };
+            tally.moved(moved);
+        }
         let ending = self.bot.finish(status, moved);
         match ending.data_end {
             DataEnd::Complete => self.send_csw(ending.csw, Wake::Later),
@@ -318,6 +336,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         self.phase = Phase::Idle;
         self.pipes.send_csw(buf, wake)?;
+        self.count_completed();
         self.bot.csw_sent();
         self.pipes.receive_cbw()?;
         self.note_prevented(self.open.lun);

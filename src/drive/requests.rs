@@ -5,7 +5,7 @@
 //!                      │
 //!                      └──► Settling: written bytes are made durable ──► answered
 //! ```
-//! A state query is answered at once. While something settles, commands that need an image wait (`Phase::Held`), others do not.
+//! A query of state or statistics is answered at once. While something settles, commands that need an image wait (`Phase::Held`), others do not.
 
 use std::{fs::File, io, sync::Arc, thread};
 
@@ -18,7 +18,9 @@ use crate::{
 };
 
 use super::{
-    command::{DriveState, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting},
+    command::{
+        DriveState, DriveStatistics, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting,
+    },
     function::Function,
     read_ahead::ReadAhead,
 };
@@ -112,6 +114,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub fn request(&mut self, request: Request) {
         match request {
             Request::State { reply } => reply.send(self.state()),
+            Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
             Request::Stop { .. } => {
                 self.waiting.push_front(request);
                 self.disconnect();
@@ -134,7 +137,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn serve(&mut self) {
         while self.quiet() && !self.stopped {
             match self.waiting.pop_front() {
-                None | Some(Request::State { .. }) => return,
+                None | Some(Request::State { .. } | Request::Stats { .. }) => return,
                 Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, *image)),
                 Some(Request::Eject { lun, force, reply }) => self.eject(lun, force, reply),
                 Some(Request::Set { lun, setting, reply }) => reply.send(self.set(lun, setting)),
@@ -160,6 +163,21 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     stall: self.bot.stall(),
                     host: self.host,
                 }
+            })
+            .collect()
+    }
+
+    /// Copies only: what is made of it is made on the thread that asks.
+    fn statistics(&self, lun: Option<u8>) -> Vec<DriveStatistics> {
+        let uptime = (self.clock)();
+        (0u8..)
+            .zip(&self.drives)
+            .filter(|(of, _)| lun.is_none_or(|lun| lun == *of))
+            .map(|(lun, drive)| DriveStatistics {
+                drive: self.index(lun),
+                name: drive.name.clone(),
+                uptime,
+                statistics: drive.statistics.clone(),
             })
             .collect()
     }

@@ -13,7 +13,7 @@ use std::{
     os::fd::AsFd,
     sync::Arc,
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -131,7 +131,9 @@ impl<E: Endpoints> Loop<E> {
         events: EventSink,
     ) -> Result<Self, ThreadError> {
         let ring = |pools: &[_]| Ok::<_, ThreadError>(Ring::new(&RingOptions::new(RING_ENTRIES, pools))?);
-        let mut function = Function::new(options, endpoints, ring, events)?;
+        let started = Instant::now();
+        let clock = Box::new(move || started.elapsed());
+        let mut function = Function::new(options, endpoints, ring, events, clock)?;
         let endpoints = function.endpoints().ready_fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
         let ring = function.mover();
         if let Some(fd) = endpoints {

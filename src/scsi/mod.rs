@@ -34,7 +34,7 @@ pub mod sense;
 mod target;
 mod unit;
 
-pub use opcodes::name_of;
+pub use opcodes::{name_of, opcode_name};
 pub use pending::{Pending, PendingParameters};
 pub use sense::{FieldPointer, Sense, SenseKey};
 pub use target::{LUNS_MAX, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
