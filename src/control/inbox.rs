@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::EVENTS_MAX;
 use super::failure::{ErrorKind, Failure};
-use crate::drive::{DriveState, Event};
+use super::stats::Detail;
+use crate::drive::{DriveState, DriveStatistics, Event};
 
 /// A connection, for as long as the server runs: never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +30,8 @@ pub(super) enum Message {
 pub(super) enum Reply {
     /// All drives; the server adds who holds them locked.
     Drives(Vec<DriveState>),
+    /// Their numbers; the server makes something of them, because the drives have better to do.
+    Stats(Vec<DriveStatistics>, Detail),
     /// Complete.
     Value(Value),
 }

@@ -28,6 +28,7 @@ pub mod protocol;
 mod server;
 mod service;
 mod socket;
+mod stats;
 
 pub use client::{Client, ClientError};
 pub use failure::with_sources;

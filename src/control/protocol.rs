@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 pub use super::failure::ErrorKind;
 use super::failure::Failure;
+pub use super::stats::{DriveStats, Latencies, LatencyStats, OpcodeStats};
 use crate::bot::StallPolicy;
 use crate::drive::{DriveIndex, DriveState, Event};
 use crate::scsi::Kind;
@@ -30,6 +31,8 @@ const PATH_BYTES_MAX: usize = 4095;
 pub enum Method {
     /// All drives as they are.
     State,
+    /// What drives have done.
+    Stats,
     /// Put an image into a drive.
     Insert,
     /// Take it out.
@@ -52,8 +55,9 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::State,
+        Self::Stats,
         Self::Insert,
         Self::Eject,
         Self::Lock,
@@ -69,6 +73,7 @@ impl Method {
     pub const fn name(self) -> &'static str {
         match self {
             Self::State => "state",
+            Self::Stats => "stats",
             Self::Insert => "insert",
             Self::Eject => "eject",
             Self::Lock => "lock",
@@ -94,6 +99,7 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) enum Call {
     State,
+    Stats(Option<DriveRef>),
     Insert(InsertParams),
     Eject(EjectParams),
     Lock(KeyParams),
@@ -172,6 +178,12 @@ struct SetParams {
     rw: Option<bool>,
     kind: Option<Kind>,
     stall: Option<StallPolicy>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatsParams {
+    drive: Option<DriveRef>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -386,6 +398,7 @@ fn parse_call(mut message: Map<String, Value>) -> Result<Call, Failure> {
     };
     Ok(match method {
         Method::State => typed::<NoParams>(params).map(|_| Call::State)?,
+        Method::Stats => Call::Stats(typed::<StatsParams>(params)?.drive),
         Method::Replug => typed::<NoParams>(params).map(|_| Call::Replug)?,
         Method::Version => typed::<NoParams>(params).map(|_| Call::Version)?,
         Method::Shutdown => typed::<NoParams>(params).map(|_| Call::Shutdown)?,

@@ -23,7 +23,7 @@ use super::peer::{Permission, groups_of};
 use super::protocol::{self, Call, LINE_BYTES_MAX, event_name};
 use super::service::Service;
 use super::socket::{Listener, SocketError, find_group};
-use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX};
+use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX, stats};
 use crate::config;
 use crate::drive::Handle;
 
@@ -234,6 +234,7 @@ impl Loop {
         connection.unanswered = connection.unanswered.saturating_sub(1);
         let result = result.map(|reply| match reply {
             Reply::Drives(drives) => self.service.report(drives),
+            Reply::Stats(drives, detail) => stats::result(&drives, detail),
             Reply::Value(value) => value,
         });
         connection.send(&protocol::answer(id, result));

@@ -14,7 +14,8 @@ use super::inbox::{Pending, Reply};
 use super::insert::{Insert, Permit, Source};
 use super::protocol::{Call, Change, DriveRef, DriveReport, InsertParams, PROTOCOL_VERSION, drive_result};
 use super::server::{Daemon, FunctionHandle};
-use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, Setting};
+use super::stats::Detail;
+use crate::drive::{DriveIndex, DriveState, DriveStatistics, Handle, Refusal, ReplyTo, Request, Setting};
 
 /// The drives, their locks, and the daemon.
 pub(super) struct Service {
@@ -51,7 +52,19 @@ impl Service {
     /// Carries out a call that is about drives. The answer goes through `pending`, now or later.
     pub(super) fn call(&mut self, call: Call, descriptors: Vec<OwnedFd>, pending: Pending) {
         let done = match call {
-            Call::State => return self.state(pending),
+            Call::State => {
+                let request = |reply| Request::State { reply };
+                return Gather::ask(&self.functions, pending, request, Reply::Drives);
+            }
+            Call::Stats(None) => {
+                let request = |reply| Request::Stats { lun: None, reply };
+                let reply = |drives| Reply::Stats(drives, Detail::Brief);
+                return Gather::ask(&self.functions, pending, request, reply);
+            }
+            Call::Stats(Some(drive)) => match self.find(&drive) {
+                Ok(at) => return self.stats(at, pending),
+                Err(failure) => Err(failure),
+            },
             Call::Insert(params) => match self.insert(params, descriptors) {
                 Ok((insert, permit)) => return spawn(permit, pending, move |pending| insert.run(pending)),
                 Err(failure) => Err(failure),
@@ -88,17 +101,15 @@ impl Service {
         json!({"drives": reports})
     }
 
-    fn state(&self, pending: Pending) {
-        let gather = Arc::new(Mutex::new(Gather {
-            parts: vec![None; self.functions.len()],
-            missing: self.functions.len(),
-            pending: Some(pending),
-        }));
-        for (part, function) in self.functions.iter().enumerate() {
-            let gather = Arc::clone(&gather);
-            let reply = ReplyTo::new(move |drives| gather.lock().put(part, drives));
-            function.send(Request::State { reply });
-        }
+    fn stats(&self, at: usize, pending: Pending) {
+        let Some(place) = self.drives.get(at) else { return };
+        let reply = ReplyTo::new(|drives: Vec<DriveStatistics>| {
+            pending.answer(match drives.is_empty() {
+                true => Err(Failure::from(&Refusal::Stopped)),
+                false => Ok(Reply::Stats(drives, Detail::Full)),
+            });
+        });
+        place.function.send(Request::Stats { lun: Some(place.lun), reply });
     }
 
     fn replug(&mut self, pending: Pending) {
@@ -276,15 +287,32 @@ fn spawn(permit: Permit, pending: Pending, work: impl FnOnce(Pending) + Send + '
     }
 }
 
-/// The answers of all functions to one `state`.
-struct Gather {
-    parts: Vec<Option<Vec<DriveState>>>,
+/// The answers of all functions to one question about all drives.
+struct Gather<T> {
+    parts: Vec<Option<Vec<T>>>,
     missing: usize,
     pending: Option<Pending>,
+    reply: fn(Vec<T>) -> Reply,
 }
 
-impl Gather {
-    fn put(&mut self, part: usize, drives: Vec<DriveState>) {
+impl<T: Send + 'static> Gather<T> {
+    /// Asks all functions; answers once they have.
+    fn ask(
+        functions: &[Handle],
+        pending: Pending,
+        request: impl Fn(ReplyTo<Vec<T>>) -> Request,
+        reply: fn(Vec<T>) -> Reply,
+    ) {
+        let parts = functions.iter().map(|_| None).collect();
+        let gather = Self { parts, missing: functions.len(), pending: Some(pending), reply };
+        let gather = Arc::new(Mutex::new(gather));
+        for (part, function) in functions.iter().enumerate() {
+            let gather = Arc::clone(&gather);
+            function.send(request(ReplyTo::new(move |drives| gather.lock().put(part, drives))));
+        }
+    }
+
+    fn put(&mut self, part: usize, drives: Vec<T>) {
         if let Some(place @ None) = self.parts.get_mut(part) {
             *place = Some(drives);
             self.missing -= 1;
@@ -292,7 +320,7 @@ impl Gather {
         if self.missing == 0
             && let Some(pending) = self.pending.take()
         {
-            pending.answer(Ok(Reply::Drives(self.parts.drain(..).flatten().flatten().collect())));
+            pending.answer(Ok((self.reply)(self.parts.drain(..).flatten().flatten().collect())));
         }
     }
 }

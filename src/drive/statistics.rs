@@ -262,3 +262,95 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(opcode: u8, transfer: Transfer, took_us: u64) -> End {
+        End::Completed { opcode, outcome: Outcome::Passed, transfer, took: Duration::from_micros(took_us) }
+    }
+
+    #[test]
+    fn a_drives_numbers_take_no_more_than_16_kib() {
+        let new = Statistics::new();
+        let buckets: usize =
+            [&new.read, &new.write, &new.other].map(|latency| latency.0.distinct_values()).iter().sum();
+        let bytes = size_of::<Statistics>() + buckets * size_of::<u64>();
+        assert!(bytes <= 16 * 1024, "{bytes} bytes");
+    }
+
+    #[test]
+    fn latencies_of_any_length_are_counted_and_no_memory_is_added() {
+        let mut latency = Latency::new();
+        let room = latency.0.distinct_values();
+        let any = [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(60), Duration::MAX];
+        any.iter().for_each(|took| latency.record(*took));
+        assert_eq!((latency.commands(), latency.0.distinct_values()), (4, room));
+        let counted: u64 = latency.buckets_us().map(|(_, commands)| commands).sum();
+        assert_eq!(counted, 4);
+    }
+
+    #[test]
+    fn a_latency_is_told_at_most_a_sixteenth_too_high_and_never_too_low() {
+        for took_us in (0..26).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1 << bit) * 5 / 4]) {
+            if took_us > LATENCY_MAX_US {
+                continue;
+            }
+            let mut latency = Latency::new();
+            latency.record(Duration::from_micros(took_us));
+            let [(upper, 1)] = latency.buckets_us().collect::<Vec<_>>()[..] else { panic!("one bucket") };
+            assert!((took_us..=took_us + took_us / 16).contains(&upper), "{took_us} us is told as {upper}");
+            assert_eq!((latency.max_us(), latency.percentile_us(50.0)), (upper, upper));
+        }
+    }
+
+    #[test]
+    fn the_median_and_the_99th_of_a_hundred_are_the_50th_and_the_99th() {
+        let mut latency = Latency::new();
+        // Within 1..=31 each bucket is one microsecond.
+        (0..50).for_each(|_| latency.record(Duration::from_micros(3)));
+        (0..49).for_each(|_| latency.record(Duration::from_micros(7)));
+        latency.record(Duration::from_micros(31));
+        assert_eq!([50.0, 99.0].map(|p| latency.percentile_us(p)), [3, 7]);
+        assert_eq!(latency.max_us(), 31);
+        assert_eq!(latency.buckets_us().collect::<Vec<_>>(), [(3, 50), (7, 49), (31, 1)]);
+    }
+
+    #[test]
+    fn nothing_was_slow_where_nothing_was_done() {
+        let latency = Latency::new();
+        assert_eq!((latency.commands(), latency.percentile_us(99.0), latency.max_us()), (0, 0, 0));
+    }
+
+    #[test]
+    fn each_command_is_counted_in_its_class_and_by_its_opcode() {
+        let mut statistics = Statistics::new();
+        statistics.count(completed(0x28, Transfer::Read { bytes: 512, in_memory: Some(true) }, 10));
+        statistics.count(completed(0x28, Transfer::Read { bytes: 1024, in_memory: Some(false) }, 10));
+        statistics.count(completed(0x28, Transfer::Read { bytes: 5, in_memory: None }, 10));
+        statistics.count(completed(0x2a, Transfer::Write { bytes: 4096 }, 10));
+        statistics.count(completed(0xff, Transfer::None, 10));
+        statistics.count(End::Aborted);
+        assert_eq!((statistics.bytes_read, statistics.bytes_written), (1541, 4096));
+        assert_eq!((statistics.reads_from_memory, statistics.reads_from_storage), (1, 1));
+        let [read, write, other] =
+            [&statistics.read, &statistics.write, &statistics.other].map(Latency::commands);
+        assert_eq!((read, write, other, statistics.aborted), (3, 1, 1, 1));
+        assert_eq!(
+            statistics.opcodes().collect::<Vec<_>>(),
+            [(0x28, Some("READ(10)"), 3), (0x2a, Some("WRITE(10)"), 1), (0xff, None, 1)]
+        );
+        assert_eq!(statistics.commands(), 5, "an aborted command is none of the completed");
+    }
+
+    #[test]
+    fn what_the_csw_said_is_counted_once() {
+        let mut statistics = Statistics::new();
+        for outcome in [Outcome::Passed, Outcome::Failed, Outcome::Failed, Outcome::PhaseError] {
+            let took = Duration::ZERO;
+            statistics.count(End::Completed { opcode: 0, outcome, transfer: Transfer::None, took });
+        }
+        assert_eq!((statistics.check_conditions, statistics.phase_errors), (2, 1));
+    }
+}
