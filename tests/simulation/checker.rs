@@ -6,6 +6,7 @@ use fastrand::Rng;
 use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
 
 use crate::{
+    counted::{Became, Counted},
     host::{AFTER_STALL, Chaos, Csw, End, Expected, Outcome, Port, Script, Stop},
     job::{Job, Moves, What},
     model::{Disk, bytes_of},
@@ -23,6 +24,8 @@ pub struct Checker {
     rng: Rng,
     /// Unit attentions that each unit may still report.
     attentions: Vec<u32>,
+    /// What each drive must have counted.
+    counted: Vec<Counted>,
     writes: u64,
     /// Somebody is taking the medium out.
     going: bool,
@@ -32,6 +35,7 @@ pub struct Checker {
 impl Checker {
     pub fn new(port: Port, disks: Vec<Disk>, stall: StallPolicy, rng: Rng, trace: bool) -> Self {
         let attentions = vec![0; disks.len()];
+        let counted = disks.iter().map(|_| Counted::default()).collect();
         Self {
             port,
             disks,
@@ -39,6 +43,7 @@ impl Checker {
             stall,
             rng,
             attentions,
+            counted,
             writes: 0,
             going: false,
             trace,
@@ -73,6 +78,7 @@ impl Checker {
             0 => {}
             out => return Err(format!("{out} buffers never came back")),
         }
+        self.check_counted()?;
         for (lun, disk) in self.disks.iter_mut().enumerate() {
             disk.check_image().map_err(|why| format!("image of unit {lun}: {why}"))?;
         }
@@ -135,12 +141,46 @@ impl Checker {
     fn run(&mut self, job: &Job, expected: Expected) -> Result<Outcome, Stop> {
         let out = self.out_bytes(job, expected);
         let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out, odd_clear: None };
-        let outcome = self.port.command(&script);
+        let outcome = self.command(&script);
         self.note(|| {
             let what = outcome.as_ref().map(|outcome| format!("{:?} {:?}", outcome.data_end, outcome.csw));
             format!("lun {} {:02x?} {expected:?} -> {what:?}", job.lun, job.cdb)
         });
         outcome
+    }
+
+    /// One command, after which the device must have counted it.
+    fn command(&mut self, script: &Script<'_>) -> Result<Outcome, Stop> {
+        let started = self.port.world.now;
+        let result = self.port.command(script);
+        let took = self.port.world.now - started;
+        let (lun, opcode, expected) = (usize::from(script.lun), script.cdb[0], script.expected);
+        // What is for a unit that does not exist is counted by none.
+        if let Some(counted) = self.counted.get_mut(lun) {
+            match &result {
+                Ok(outcome) => counted.completed(opcode, expected, outcome, took),
+                Err(_) => counted.broken_off(opcode, expected, took),
+            }
+        }
+        if result.is_ok() {
+            self.check_counted().map_err(Stop::Bug)?;
+        }
+        result
+    }
+
+    fn check_counted(&mut self) -> Result<(), String> {
+        for lun in 0..self.counted.len() {
+            let World { device, now, .. } = &mut self.port.world;
+            let told = device.statistics(*now, u8::try_from(lun).unwrap());
+            let became = self.counted[lun].check(*now, &told).map_err(|why| format!("unit {lun} {why}"))?;
+            match became {
+                Some(Became::Completed) => self.mark("counted though broken off"),
+                Some(Became::Aborted) => self.mark("counted as aborted"),
+                Some(Became::Unseen) => self.mark("broken off unseen"),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     fn honest(&mut self, job: &Job) -> Result<(), String> {
@@ -217,7 +257,8 @@ impl Checker {
             Chaos::ResetRecovery => self.port.reset_recovery(),
             Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
         };
-        result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))
+        result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
+        self.check_counted()
     }
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
@@ -461,7 +502,7 @@ impl Checker {
         let sent = self.rng.usize(..usize::try_from(len).unwrap());
         let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out[..sent], odd_clear: None };
         let ended = !sent.is_multiple_of(self.port.world.bus.max_packet().unwrap()) || sent == 0;
-        let result = self.port.command(&script);
+        let result = self.command(&script);
         self.note(|| format!("{sent} of {len} bytes for {:02x?} -> {result:?}", job.cdb));
         match result {
             Ok(outcome) if outcome.csw.status == 0 && outcome.csw.residue == 0 => {
@@ -484,7 +525,7 @@ impl Checker {
         let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
         let odd_clear = Some((self.rng.u8(..2), pipe));
         let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out, odd_clear };
-        let result = self.port.command(&script);
+        let result = self.command(&script);
         self.note(|| format!("clear {odd_clear:?} within {:02x?} -> {result:?}", job.cdb));
         self.recover(job, Chaos::ResetRecovery)
     }

@@ -5,14 +5,21 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::Duration,
 };
 
 use fastrand::Rng;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringdrive::{
     bot::StallPolicy,
-    drive::{DriveIndex, DriveOptions, Function, FunctionOptions, Refusal, ReplyTo, Request},
+    drive::{
+        DriveIndex, DriveOptions, DriveStatistics, Function, FunctionOptions, Refusal, ReplyTo, Request,
+    },
     gadget::{BusEvent, ResetTicket, Speed},
     media::{Access, Image},
     ring::{Moved, pool::Pool},
@@ -30,6 +37,8 @@ use crate::{
 pub struct Dut {
     function: Function<SimEndpoints, SimMover>,
     pools: Vec<Pool>,
+    /// The time that the function is told.
+    clock: Arc<AtomicU64>,
     /// When it wants to be woken.
     pub deadline: Option<Nanos>,
     /// Resets whose ticket the function still holds, with the cell that tells the host.
@@ -37,6 +46,12 @@ pub struct Dut {
 }
 
 impl Dut {
+    /// What every event begins with.
+    fn at(&mut self, now: Nanos) -> &mut Function<SimEndpoints, SimMover> {
+        self.clock.store(now, Ordering::Relaxed);
+        &mut self.function
+    }
+
     /// What every event ends with, as in the real loop.
     fn after_event(&mut self, now: Nanos) {
         self.function.flush();
@@ -57,7 +72,7 @@ impl Dut {
         make: impl FnOnce(ReplyTo<T>) -> Request,
     ) -> Answer<T> {
         let (tx, rx) = mpsc::channel();
-        self.function.request(make(ReplyTo::new(move |answer| tx.send(answer).unwrap())));
+        self.at(now).request(make(ReplyTo::new(move |answer| tx.send(answer).unwrap())));
         self.after_event(now);
         Answer(rx)
     }
@@ -66,13 +81,21 @@ impl Dut {
         let image = Box::new(image(disk));
         let (tx, rx) = mpsc::channel();
         let reply = ReplyTo::new(move |answer: Result<_, _>| tx.send(answer.map(drop)).unwrap());
-        self.function.request(Request::Insert { lun, image, reply });
+        self.at(now).request(Request::Insert { lun, image, reply });
         self.after_event(now);
         Answer(rx)
     }
 
     pub fn eject(&mut self, now: Nanos, lun: u8, force: bool) -> Answer<Result<String, Refusal>> {
         self.request(now, |reply| Request::Eject { lun, force, reply })
+    }
+
+    /// What a drive has counted; asking must not disturb it.
+    pub fn statistics(&mut self, now: Nanos, lun: u8) -> DriveStatistics {
+        let (tx, rx) = mpsc::channel();
+        let reply = ReplyTo::new(move |told| tx.send(told).unwrap());
+        self.at(now).request(Request::Stats { lun: Some(lun), reply });
+        rx.try_recv().unwrap().pop().unwrap()
     }
 
     /// Buffers that are not in their pools.
@@ -92,7 +115,7 @@ impl<T> Answer<T> {
 
 impl Dut {
     pub fn signal(&mut self, now: Nanos, signal: BusSignal) {
-        self.function.bus(match signal {
+        let event = match signal {
             BusSignal::Enabled { max_packet } => {
                 let speed = if max_packet == 1024 { Speed::Super } else { Speed::High };
                 BusEvent::Enabled { speed, max_packet }
@@ -103,23 +126,24 @@ impl Dut {
                 self.resets.push((acknowledged, done));
                 BusEvent::Reset(ticket)
             }
-        });
+        };
+        self.at(now).bus(event);
         self.after_event(now);
     }
 
     pub fn endpoints(&mut self, now: Nanos) {
-        self.function.endpoints_ready();
+        self.at(now).endpoints_ready();
         self.after_event(now);
     }
 
     pub fn moved(&mut self, now: Nanos, moved: Moved) {
-        self.function.moved(moved);
+        self.at(now).moved(moved);
         self.after_event(now);
     }
 
     pub fn wake(&mut self, now: Nanos) {
         self.deadline = None;
-        self.function.tick();
+        self.at(now).tick();
         self.after_event(now);
     }
 }
@@ -160,8 +184,11 @@ pub fn world(rng: &mut Rng, stall: StallPolicy) -> (World, Vec<Disk>) {
         pools = given.to_vec();
         Ok::<_, io::Error>(mover)
     };
-    let function = Function::new(options, endpoints, with_pools, Box::new(|_| {})).unwrap();
-    let mut dut = Dut { function, pools, deadline: None, resets: Vec::new() };
+    let clock = Arc::new(AtomicU64::new(0));
+    let now = clock.clone();
+    let now = Box::new(move || Duration::from_nanos(now.load(Ordering::Relaxed)));
+    let function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), now).unwrap();
+    let mut dut = Dut { function, pools, clock, deadline: None, resets: Vec::new() };
     for (lun, disk) in (0..).zip(&disks) {
         dut.insert(0, lun, disk).take().unwrap().unwrap();
     }

@@ -11,6 +11,7 @@
 //! | `dut` | the device under test |
 //! | `host` | Bulk-Only Transport from the host's side |
 //! | `job`, `model` | SCSI commands, and what the disk must hold |
+//! | `counted` | what the drives must have counted |
 //! | `checker` | the host's life, and whether the answers were right |
 
 // A test binary has no outside that could reach its items.
@@ -30,6 +31,7 @@ use ringdrive::bot::StallPolicy;
 
 mod bus;
 mod checker;
+mod counted;
 mod dut;
 mod host;
 mod job;
@@ -42,8 +44,9 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 32] = [
+const MUST_HAPPEN: [&str; 35] = [
     "FUA write",
+    "broken off unseen",
     "bus reset",
     "case 1",
     "case 10",
@@ -60,6 +63,8 @@ const MUST_HAPPEN: [&str; 32] = [
     "case 9",
     "clear halt between commands",
     "clear halt within a command",
+    "counted as aborted",
+    "counted though broken off",
     "ejected",
     "honest command",
     "invalid CBW",
