@@ -25,6 +25,8 @@ Examples:
     ringdrive set flash --kind optical
   Follow what happens, a JSON object a line:
     ringdrive events --json inserted ejected
+  Watch how fast the host reads, and how long it waits:
+    ringdrive stats cd
   Keep others out for a while:
     export RINGDRIVE_KEY=$(ringdrive lock cd)
     ringdrive insert cd debian.iso
@@ -61,6 +63,8 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Show all drives.
     State,
+    /// Show what the drives have done: throughput, commands, latencies. On a terminal a live view.
+    Stats(Stats),
     /// Put an image (a file or a block device) into an empty drive.
     Insert(Insert),
     /// Take the image out of a drive, once all that the host wrote is stored.
@@ -100,6 +104,39 @@ pub(super) struct Key {
     /// The key of a locked drive.
     #[arg(long, env = "RINGDRIVE_KEY", hide_env_values = true)]
     pub(super) key: Option<String>,
+}
+
+const STATS_HELP: &str = "\
+Examples:
+  Watch all drives, until Ctrl-C:
+    ringdrive stats
+  Once, for a report:
+    ringdrive stats --once
+  A line of JSON every ten seconds, for a monitoring system:
+    ringdrive stats --json --interval 10s
+
+What is counted:
+  READ, WRITTEN     bytes of the image, of commands that came to their end
+  LATENCY           from the arrival of a command until its status is queued; up to 1/16 too high
+  other             commands that moved nothing of the image, refused ones too
+  check conditions  failed commands, after which the host asks why; some at each start are no trouble
+  phase errors      commands whose data the host expected otherwise than the command says
+  aborted           commands that a reset or a pulled plug broke off; counted nowhere else
+  from memory       reads that found every byte in the board's memory
+
+The counts begin when the daemon starts. Nothing resets them: `now` is the difference of two looks.";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = STATS_HELP)]
+pub(super) struct Stats {
+    /// Number or name of the drive; all if none is named.
+    pub(super) drive: Option<String>,
+    /// Time between two looks, such as 1s or 500ms: of the live view (default 1s), or with --json of objects, one a line.
+    #[arg(long, conflicts_with = "once", value_parser = interval, value_name = "TIME")]
+    pub(super) interval: Option<Duration>,
+    /// Look once and end, as always where the output is no terminal and --json has no --interval.
+    #[arg(long)]
+    pub(super) once: bool,
 }
 
 #[derive(Debug, Args)]
@@ -193,6 +230,20 @@ impl Setting {
 /// A number is an index: names in the configuration are never numbers.
 pub(super) fn drive(drive: &str) -> Value {
     drive.parse::<u64>().map_or_else(|_| json!(drive), |index| json!(index))
+}
+
+/// `500ms`, `1s`, or a number of seconds.
+fn interval(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => (number, 0.001),
+        (None, Some(number)) => (number, 1.0),
+        (None, None) => (text, 1.0),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| "not a time; try 1s or 500ms".to_owned())? * unit;
+    if !(0.1..=3_600.0).contains(&seconds) {
+        return Err("not within 100ms and 3600s; try 1s".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

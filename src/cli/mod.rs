@@ -7,6 +7,7 @@
 mod args;
 mod daemon;
 mod show;
+mod stats;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -102,6 +103,7 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             man_pages(dir).map_err(|source| Failure::Man { path: dir.display().to_string(), source })
         }
         Command::Events { events } => follow(arguments, events),
+        Command::Stats(stats) => stats::run(arguments, stats),
         Command::Version => version(arguments),
         command => {
             let (method, params, file) = request(command)?;

@@ -66,7 +66,7 @@ fn speed_name(speed: Speed) -> &'static str {
 }
 
 /// Columns as wide as their widest cell; the last one as it is.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };

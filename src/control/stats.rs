@@ -128,6 +128,74 @@ impl DriveStats {
     }
 }
 
+impl DriveStats {
+    /// What there was between an earlier look and this one; `uptime_us` is the time between them.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = |opcode| {
+            let mut opcodes = earlier.opcodes.iter().flatten();
+            opcodes.find(|of: &&OpcodeStats| of.opcode == opcode).map_or(0, |of| of.commands)
+        };
+        let opcodes = self.opcodes.as_ref().map(|opcodes| {
+            let new = |of: &OpcodeStats| OpcodeStats {
+                commands: of.commands.saturating_sub(before(of.opcode)),
+                ..of.clone()
+            };
+            opcodes.iter().map(new).filter(|of| of.commands > 0).collect()
+        });
+        let (now, then) = (&self.latency, &earlier.latency);
+        Self {
+            drive: self.drive,
+            name: self.name.clone(),
+            uptime_us: self.uptime_us.saturating_sub(earlier.uptime_us),
+            bytes_read: self.bytes_read.saturating_sub(earlier.bytes_read),
+            bytes_written: self.bytes_written.saturating_sub(earlier.bytes_written),
+            commands: self.commands.saturating_sub(earlier.commands),
+            check_conditions: self.check_conditions.saturating_sub(earlier.check_conditions),
+            phase_errors: self.phase_errors.saturating_sub(earlier.phase_errors),
+            aborted: self.aborted.saturating_sub(earlier.aborted),
+            reads_from_memory: self.reads_from_memory.saturating_sub(earlier.reads_from_memory),
+            reads_from_storage: self.reads_from_storage.saturating_sub(earlier.reads_from_storage),
+            latency: Latencies {
+                read: now.read.since(&then.read),
+                write: now.write.since(&then.write),
+                other: now.other.since(&then.other),
+            },
+            opcodes,
+        }
+    }
+}
+
+impl LatencyStats {
+    /// Of the commands between two looks, as far as both have buckets.
+    fn since(&self, earlier: &Self) -> Self {
+        let before = |upper| {
+            let mut buckets = earlier.buckets_us.iter().flatten();
+            buckets.find(|(of, _)| *of == upper).map_or(0, |(_, commands)| *commands)
+        };
+        let new = |(upper, commands): &(u64, u64)| (*upper, commands.saturating_sub(before(*upper)));
+        let buckets: Vec<_> =
+            self.buckets_us.iter().flatten().map(new).filter(|(_, commands)| *commands > 0).collect();
+        let commands = self.commands.saturating_sub(earlier.commands);
+        // The bucket in which the command stands that so many of a hundred are not slower than.
+        let percentile = |percent: u64| {
+            let rank = commands.saturating_mul(percent).div_ceil(100);
+            let mut seen = 0_u64;
+            let found = buckets.iter().find(|(_, commands)| {
+                seen = seen.saturating_add(*commands);
+                seen >= rank
+            });
+            found.map_or(0, |(upper, _)| *upper)
+        };
+        Self {
+            commands,
+            p50_us: percentile(50),
+            p99_us: percentile(99),
+            max_us: buckets.last().map_or(0, |(upper, _)| *upper),
+            buckets_us: Some(buckets),
+        }
+    }
+}
+
 fn latency(of: &Latency, full: bool) -> LatencyStats {
     LatencyStats {
         commands: of.commands(),

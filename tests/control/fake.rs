@@ -16,9 +16,10 @@ use parking_lot::Mutex;
 use ringdrive::bot::StallPolicy;
 use ringdrive::config::Control;
 use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
+use ringdrive::drive::statistics::{End, Outcome, Transfer};
 use ringdrive::drive::{
-    DriveIndex, DriveState, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal, ReplyTo,
-    Request, Setting,
+    DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
+    ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
 use ringdrive::media::{Access, Image};
@@ -47,6 +48,8 @@ pub(crate) struct Fake {
 pub(crate) enum Mood {
     /// The host prevents removal from all drives, or allows it.
     Prevented(bool),
+    /// The host reads so many bytes from drive 0, in a command that takes so long.
+    Read(u32, Duration),
     /// Requests are taken in and kept, unanswered.
     Deaf,
     /// Kept requests are dropped, as when the thread dies.
@@ -154,6 +157,9 @@ impl Drop for Fake {
 
 struct Drives {
     states: Vec<DriveState>,
+    counted: Vec<Statistics>,
+    /// A second passes whenever somebody asks for the statistics.
+    uptime: Duration,
     events: EventSink,
     deaf: bool,
     kept: Vec<Request>,
@@ -174,7 +180,9 @@ impl Drives {
             host: HostState::Connected { speed: Speed::High },
         };
         let states = vec![state(0, "cd", Kind::Optical), state(1, "flash", Kind::Disk)];
-        Self { states, events, deaf: false, kept: Vec::new() }
+        let counted = vec![counted(), Statistics::new()];
+        let uptime = Duration::from_secs(59);
+        Self { states, counted, uptime, events, deaf: false, kept: Vec::new() }
     }
 
     fn run(mut self, inbox: &Inbox, moods: &Receiver<(Mood, Sender<()>)>) {
@@ -195,6 +203,7 @@ impl Drives {
                     Mood::Prevented(prevented) => {
                         self.states.iter_mut().for_each(|state| state.prevented = prevented);
                     }
+                    Mood::Read(bytes, took) => self.counted[0].count(read(bytes, Some(true), took)),
                     Mood::Deaf => self.deaf = true,
                     Mood::Dead => self.kept.clear(),
                 }
@@ -206,11 +215,25 @@ impl Drives {
     fn answer(&mut self, request: Request) {
         match request {
             Request::State { reply } => reply.send(self.states.clone()),
+            Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
             Request::Insert { lun, image, reply } => reply.send(self.insert(lun, &image)),
             Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
             Request::Stop { .. } => unreachable!("handled by the loop"),
         }
+    }
+
+    fn statistics(&mut self, lun: Option<u8>) -> Vec<DriveStatistics> {
+        self.uptime += Duration::from_secs(1);
+        let drives = self.states.iter().zip(&self.counted);
+        let asked = drives.filter(|(state, _)| lun.is_none_or(|lun| lun == state.lun));
+        let told = asked.map(|(state, statistics)| DriveStatistics {
+            drive: state.drive,
+            name: state.name.clone(),
+            uptime: self.uptime,
+            statistics: statistics.clone(),
+        });
+        told.collect()
     }
 
     fn insert(&mut self, lun: u8, image: &Image) -> Result<ImageState, Refusal> {
@@ -247,6 +270,31 @@ impl Drives {
         }
         Ok(())
     }
+}
+
+fn read(bytes: u32, in_memory: Option<bool>, took: Duration) -> End {
+    let transfer = Transfer::Read { bytes, in_memory };
+    End::Completed { opcode: 0x28, outcome: Outcome::Passed, transfer, took }
+}
+
+/// What the host of drive 0 has done before the test begins.
+fn counted() -> Statistics {
+    let mut statistics = Statistics::new();
+    let us = Duration::from_micros;
+    let asked = |opcode, outcome, took_us| End::Completed {
+        opcode,
+        outcome,
+        transfer: Transfer::None,
+        took: us(took_us),
+    };
+    statistics.count(asked(0x12, Outcome::Passed, 24));
+    statistics.count(asked(0x00, Outcome::Failed, 9));
+    statistics.count(asked(0x00, Outcome::Passed, 7));
+    statistics.count(asked(0xd4, Outcome::Failed, 8));
+    statistics.count(read(2048, Some(false), us(5200)));
+    (0..3).for_each(|_| statistics.count(read(65_536, Some(true), us(790))));
+    statistics.count(End::Aborted);
+    statistics
 }
 
 /// What the drive reports of an image that it was given.

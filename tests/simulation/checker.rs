@@ -159,7 +159,7 @@ impl Checker {
         if let Some(counted) = self.counted.get_mut(lun) {
             match &result {
                 Ok(outcome) => counted.completed(opcode, expected, outcome, took),
-                Err(_) => counted.broken_off(opcode, expected, took),
+                Err(_) => counted.broken_off(opcode, expected, self.port.was_seen(), took),
             }
         }
         if result.is_ok() {

@@ -27,12 +27,19 @@ struct Counts {
 #[derive(Default)]
 pub struct Counted {
     known: Counts,
-    /// Operation code and data phase of a command that was broken off.
-    unsure: Option<(u8, Expected)>,
+    unsure: Option<BrokenOff>,
     /// Reads that brought all they were asked for.
     whole_reads: u64,
     /// The longest that a command took as the host saw it.
     slowest: Nanos,
+}
+
+/// A command that was broken off.
+struct BrokenOff {
+    opcode: u8,
+    expected: Expected,
+    /// The device surely knew of it.
+    seen: bool,
 }
 
 /// What became of a command that was broken off.
@@ -84,16 +91,16 @@ impl Counted {
     }
 
     /// A command did not come to its CSW, as far as the host knows.
-    pub fn broken_off(&mut self, opcode: u8, expected: Expected, took: Nanos) {
+    pub fn broken_off(&mut self, opcode: u8, expected: Expected, seen: bool, took: Nanos) {
         self.slowest = self.slowest.max(took);
-        self.unsure = Some((opcode, expected));
+        self.unsure = Some(BrokenOff { opcode, expected, seen });
     }
 
     /// Compares with what the drive says; says what became of the command that was broken off before, if one was.
     pub fn check(&mut self, now: Nanos, drive: &DriveStatistics) -> Result<Option<Became>, String> {
         let told = Counts::of(&drive.statistics);
         let became = match self.unsure.take() {
-            Some((opcode, expected)) => Some(self.resolve(&told, opcode, expected)?),
+            Some(command) => Some(self.resolve(&told, &command)?),
             None => None,
         };
         if told != self.known {
@@ -122,8 +129,9 @@ impl Counted {
     }
 
     /// Believes the device which of the three it was, if it was one.
-    fn resolve(&mut self, told: &Counts, opcode: u8, expected: Expected) -> Result<Became, String> {
-        if *told == self.known {
+    fn resolve(&mut self, told: &Counts, command: &BrokenOff) -> Result<Became, String> {
+        let BrokenOff { opcode, expected, seen } = *command;
+        if *told == self.known && !seen {
             return Ok(Became::Unseen);
         }
         let mut aborted = self.known.clone();

@@ -81,6 +81,8 @@ pub struct Script<'a> {
 pub struct Port {
     pub world: World,
     tag: u32,
+    /// Packets of the command at hand that went over the bus.
+    packets: u32,
     /// Handshakes until something happens to the host.
     fuse: Option<(u32, Chaos)>,
     /// Handshakes until somebody takes the medium out of a unit by force.
@@ -90,7 +92,7 @@ pub struct Port {
 
 impl Port {
     pub fn new(world: World) -> Self {
-        Self { world, tag: 0, fuse: None, ejection: None, ejected: None }
+        Self { world, tag: 0, packets: 0, fuse: None, ejection: None, ejected: None }
     }
 
     /// Breaks off after this many handshakes.
@@ -147,7 +149,10 @@ impl Port {
             self.burn_ejection();
             self.world.idle(2);
             match send(&self.world.bus) {
-                Handshake::Ack(done) => return Ok(Some(done)),
+                Handshake::Ack(done) => {
+                    self.packets += 1;
+                    return Ok(Some(done));
+                }
                 Handshake::Stall => return Ok(None),
                 Handshake::Timeout => return Err(Stop::Bug(format!("no endpoint during {during}"))),
                 Handshake::Nak if self.world.step() => {}
@@ -217,6 +222,7 @@ impl Port {
     /// One command from CBW to CSW (BOT 1.0 figures 1 and 2).
     pub fn command(&mut self, script: &Script<'_>) -> Result<Outcome, Stop> {
         let cbw = self.cbw(script.lun, script.cdb, script.expected);
+        self.packets = 0;
         if self.bulk_out("CBW", &cbw)? == End::Stall {
             return Err(Stop::Bug("OUT is halted where a CBW is due".into()));
         }
@@ -242,6 +248,11 @@ impl Port {
             csw = self.bulk_in(AFTER_STALL, 13)?;
         }
         Ok(Outcome { data, data_end, csw: self.parse_csw(&csw.0)?, stalls })
+    }
+
+    /// Whether the device had read the CBW of the last command before it was broken off: it moved something behind it.
+    pub fn was_seen(&self) -> bool {
+        self.packets > 1
     }
 
     fn odd_clear(&mut self, script: &Script<'_>, when: u8) {
