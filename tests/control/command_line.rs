@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::fake::{Fake, Mood};
 
-fn ringdrive(socket: &Path) -> Command {
+pub(crate) fn ringdrive(socket: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringdrive"));
     command.env_remove("RINGDRIVE_KEY").env("RINGDRIVE_SOCKET", socket).stdin(Stdio::null());
     command
@@ -43,14 +43,14 @@ impl Fake {
     }
 
     #[track_caller]
-    fn says(&self, arguments: &[&str]) -> String {
+    pub(crate) fn says(&self, arguments: &[&str]) -> String {
         let ran = self.run(arguments);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}: {}", ran.stdout);
         ran.stdout
     }
 
     #[track_caller]
-    fn fails(&self, arguments: &[&str], code: i32, says: &str) {
+    pub(crate) fn fails(&self, arguments: &[&str], code: i32, says: &str) {
         let ran = self.run(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{arguments:?}: {}", ran.stderr);
         assert!(ran.stderr.contains(says), "{arguments:?}: {}", ran.stderr);
@@ -266,6 +266,7 @@ fn help_completions_and_man_pages_know_every_subcommand() {
     let fake = Fake::start();
     let subcommands = [
         "state",
+        "stats",
         "insert",
         "eject",
         "lock",

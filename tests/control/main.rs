@@ -8,3 +8,4 @@ mod command_line;
 mod document;
 mod fake;
 mod methods;
+mod stats;

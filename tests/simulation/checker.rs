@@ -78,7 +78,7 @@ impl Checker {
             0 => {}
             out => return Err(format!("{out} buffers never came back")),
         }
-        self.check_counted()?;
+        self.check_all_counted()?;
         for (lun, disk) in self.disks.iter_mut().enumerate() {
             disk.check_image().map_err(|why| format!("image of unit {lun}: {why}"))?;
         }
@@ -162,25 +162,27 @@ impl Checker {
                 Err(_) => counted.broken_off(opcode, expected, self.port.was_seen(), took),
             }
         }
-        if result.is_ok() {
-            self.check_counted().map_err(Stop::Bug)?;
+        if result.is_ok() && lun < self.counted.len() {
+            self.check_counted(lun).map_err(Stop::Bug)?;
         }
         result
     }
 
-    fn check_counted(&mut self) -> Result<(), String> {
-        for lun in 0..self.counted.len() {
-            let World { device, now, .. } = &mut self.port.world;
-            let told = device.statistics(*now, u8::try_from(lun).unwrap());
-            let became = self.counted[lun].check(*now, &told).map_err(|why| format!("unit {lun} {why}"))?;
-            match became {
-                Some(Became::Completed) => self.mark("counted though broken off"),
-                Some(Became::Aborted) => self.mark("counted as aborted"),
-                Some(Became::Unseen) => self.mark("broken off unseen"),
-                None => {}
-            }
+    fn check_counted(&mut self, lun: usize) -> Result<(), String> {
+        let World { device, now, .. } = &mut self.port.world;
+        let told = device.statistics(*now, u8::try_from(lun).unwrap());
+        let became = self.counted[lun].check(*now, &told).map_err(|why| format!("unit {lun} {why}"))?;
+        match became {
+            Some(Became::Completed) => self.mark("counted though broken off"),
+            Some(Became::Aborted) => self.mark("counted as aborted"),
+            Some(Became::Unseen) => self.mark("broken off unseen"),
+            None => {}
         }
         Ok(())
+    }
+
+    fn check_all_counted(&mut self) -> Result<(), String> {
+        (0..self.counted.len()).try_for_each(|lun| self.check_counted(lun))
     }
 
     fn honest(&mut self, job: &Job) -> Result<(), String> {
@@ -258,7 +260,7 @@ impl Checker {
             Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
         };
         result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
-        self.check_counted()
+        self.check_all_counted()
     }
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {

@@ -240,6 +240,9 @@ impl Port {
             self.world.bus.clear_halt(pipe, false);
         }
         self.odd_clear(script, 1);
+        // Answered at once, in the middle of a command too.
+        let World { device, now, .. } = &mut self.world;
+        device.statistics(*now, 0);
         let mut csw = self.bulk_in("CSW", 13)?;
         if csw.1 == End::Stall {
             stalls += 1;
