@@ -14,6 +14,7 @@ mod killed;
 mod optical;
 mod refusals;
 mod reset;
+mod stats;
 mod thirteen;
 mod unplug;
 
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 12] = [
+    let groups: [(&str, &[Case]); 13] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         ("events", events::CASES),
         ("clients", clients::CASES),
         ("refusals", refusals::CASES),
+        ("stats", stats::CASES),
         ("killed", killed::CASES),
     ];
     let mut trials = Vec::new();
