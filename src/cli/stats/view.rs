@@ -175,3 +175,61 @@ fn long_time(us: u64) -> String {
         seconds => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_the_unit_that_a_person_would_use() {
+        let shown = [0, 999, 1_000, 999_999, 1_000_000, 60_000_000].map(short_time);
+        assert_eq!(shown, ["0 µs", "999 µs", "1.0 ms", "999.9 ms", "1.0 s", "60.0 s"]);
+        let seconds = [0, 59, 61, 3_600, 86_399, 90_000].map(|seconds| long_time(seconds * 1_000_000));
+        assert_eq!(seconds, ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "23 h 59 min", "1 d 1 h"]);
+        // No number from the other side of a socket is too large.
+        assert!(long_time(u64::MAX).ends_with(" h"));
+    }
+
+    fn stats(uptime_us: u64, opcodes: &[(u8, u64)]) -> DriveStats {
+        let opcodes: Vec<_> = opcodes
+            .iter()
+            .map(|(opcode, commands)| serde_json::json!({"opcode": opcode, "name": null, "commands": commands}))
+            .collect();
+        let idle = serde_json::json!({"commands": 0, "p50_us": 0, "p99_us": 0, "max_us": 0});
+        serde_json::from_value(serde_json::json!({
+            "drive": 0, "name": "cd\u{1b}", "uptime_us": uptime_us, "bytes_read": u64::MAX, "bytes_written": 0,
+            "commands": u64::MAX, "check_conditions": 0, "phase_errors": 0, "aborted": 0,
+            "reads_from_memory": u64::MAX, "reads_from_storage": u64::MAX,
+            "latency": {"read": idle, "write": idle, "other": idle}, "opcodes": opcodes,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn rates_are_of_the_time_between_two_looks() {
+        let half_a_second = stats(500_000, &[]);
+        let rates = [0, 1, 4, 5, 499].map(|count| rate(count, &half_a_second));
+        assert_eq!(rates, ["0/s", "2.0/s", "8.0/s", "10/s", "998/s"]);
+        assert_eq!(rate(1, &stats(3_000_000, &[])), "0.3/s");
+        assert_eq!(rate(5, &stats(0, &[])).chars().last(), Some('s'), "two looks at once divide by nothing");
+    }
+
+    #[test]
+    fn the_commands_of_the_moment_come_first_and_the_rest_is_a_number() {
+        let before = stats(0, &[(1, 100), (2, 90), (3, 80), (4, 70), (5, 60), (6, 50), (7, 40), (8, 30)]);
+        let now =
+            stats(1_000_000, &[(1, 100), (2, 90), (3, 80), (4, 70), (5, 60), (6, 50), (7, 40), (8, 31)]);
+        let view = live(std::slice::from_ref(&now), Some(std::slice::from_ref(&before)));
+        let shown: Vec<_> = view.lines().filter(|line| line.contains("unknown")).collect();
+        assert_eq!(shown.len(), COMMANDS_SHOWN);
+        assert_eq!(shown[0], "  unknown, 08h  1.0/s  31");
+        assert_eq!(shown[1], "  unknown, 01h  0/s    100");
+        assert!(view.contains("and 2 others"), "{view}");
+    }
+
+    #[test]
+    fn neither_names_nor_numbers_of_a_strange_daemon_do_harm() {
+        let view = once(&[stats(u64::MAX, &[(1, u64::MAX)])]);
+        assert!(!view.contains('\x1b') && view.contains("cd\\u{1b}"), "{view}");
+    }
+}
