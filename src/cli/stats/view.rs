@@ -72,7 +72,8 @@ fn traffic(total: &DriveStats, shown: Shown<'_>) -> String {
 
 /// Of the classes that there ever were commands of.
 fn latencies(total: &DriveStats, shown: Shown<'_>) -> String {
-    let classes: [(&str, fn(&DriveStats) -> &LatencyStats); 3] = [
+    type Class = fn(&DriveStats) -> &LatencyStats;
+    let classes: [(&str, Class); 3] = [
         ("read", |stats| &stats.latency.read),
         ("write", |stats| &stats.latency.write),
         ("other", |stats| &stats.latency.other),
