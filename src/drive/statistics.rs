@@ -1,7 +1,7 @@
 //! What a drive has done, in numbers: bytes, commands by opcode, how they ended and how long they took.
 //!
-//! [`Statistics`] is plain data; [`Function::count`], called when a CSW is queued and when a command is abandoned, is the one place
-//! that changes it. While a command is open, its [`Tally`] in `function::Open` collects what will be counted, so that a command is
+//! [`Statistics`] is plain data; `Function::count`, called when a CSW is queued and when a command is abandoned, is the one place
+//! that changes it. While a command is open, its `Tally` in `function::Open` collects what will be counted, so that a command is
 //! counted whole, once, or not at all:
 //!
 //! ```text
