@@ -1,110 +1,21 @@
-//! What one command costs without a kernel: the transport, the opcode dispatch, and the whole loop over an in-memory host.
+//! What one command costs, room by room: the transport, the opcode dispatch, the map of an image, the ring, and the whole loop
+//! over an in-memory host.
 //!
-//! Compare runs of one machine only: `cargo bench --bench command`.
+//! Compare runs of one machine only: `cargo bench --bench command`. `instructions` counts what repeats everywhere.
 
-use std::{
-    collections::VecDeque,
-    fs::File,
-    hint::black_box,
-    io,
-    os::{fd::OwnedFd, unix::fs::FileExt},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{hint::black_box, sync::Arc};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use host::{Loop, cbw, ten};
 use ringdrive::{
     bot::{Bot, CommandStatus, Intent, StallPolicy},
-    drive::{DriveIndex, DriveOptions, Function, FunctionOptions, ReplyTo, Request},
-    gadget::{BusEvent, Speed},
-    media::{Access, Image},
-    ring::{
-        MoveOp, Moved, Mover, OpTag, Wait,
-        pool::{Buf, Pool},
-    },
-    scsi::{Identity, Kind, Medium, RESPONSE_LEN_MAX, Reply, Target, Unit},
-    units::{BlockSize, Blocks, ByteLen, ByteOffset},
+    media::Medium as _,
+    ring::{Completion, Mover as _, OpTag, Ring, RingOptions, Wait, pool::Pool},
+    scsi::{RESPONSE_LEN_MAX, Reply},
+    units::{ByteLen, ByteOffset, ByteRange},
 };
 
-use bus::{Bus, Handshake, Quirks, SimEndpoints};
-
-#[path = "../tests/simulation/bus.rs"]
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
-mod bus;
-
-const MAX_PACKET: u16 = 1024;
-const BLOCKS: u32 = 2048;
-
-/// Moves at once; its completions wait for the loop.
-struct Immediate(VecDeque<Moved>);
-
-impl Immediate {
-    fn done(&mut self, tag: OpTag, op: MoveOp, buf: Option<Buf>, result: io::Result<usize>) {
-        self.0.push_back(Moved { tag, op, buf, result });
-    }
-}
-
-impl Mover for Immediate {
-    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], _wait: Wait) -> bool {
-        file.read_exact_at(to, at.0).is_ok()
-    }
-
-    fn will_read(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen) {}
-
-    fn read(
-        &mut self,
-        file: &Arc<File>,
-        at: ByteOffset,
-        mut buf: Buf,
-        len: usize,
-        tag: OpTag,
-    ) -> Result<(), Buf> {
-        let result = file.read_at(&mut buf[..len], at.0);
-        self.done(tag, MoveOp::Read, Some(buf), result);
-        Ok(())
-    }
-
-    fn write(
-        &mut self,
-        file: &Arc<File>,
-        at: ByteOffset,
-        buf: Buf,
-        len: usize,
-        _durable: bool,
-        tag: OpTag,
-    ) -> Result<(), Buf> {
-        let result = file.write_at(&buf[..len], at.0);
-        self.done(tag, MoveOp::Write, Some(buf), result);
-        Ok(())
-    }
-
-    fn sync(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
-        self.done(tag, MoveOp::Sync, None, Ok(0));
-        true
-    }
-}
-
-fn identity() -> Identity {
-    Identity::new("bench", "disk", "1", "1").expect("valid strings")
-}
-
-fn cbw(length: u32, flags: u8, cdb: &[u8]) -> [u8; 31] {
-    let mut cbw = [0; 31];
-    cbw[..4].copy_from_slice(b"USBC");
-    cbw[8..12].copy_from_slice(&length.to_le_bytes());
-    cbw[12] = flags;
-    cbw[14] = u8::try_from(cdb.len()).expect("a CDB is short");
-    cbw[15..15 + cdb.len()].copy_from_slice(cdb);
-    cbw
-}
-
-/// READ(10) or WRITE(10) of `blocks` blocks from block 8 on.
-fn ten(opcode: u8, blocks: u16) -> [u8; 10] {
-    let [high, low] = blocks.to_be_bytes();
-    [opcode, 0, 0, 0, 0, 8, 0, high, low, 0]
-}
+mod host;
 
 fn transport(c: &mut Criterion) {
     let cbw = cbw(65536, 0x80, &ten(0x28, 128));
@@ -121,10 +32,7 @@ fn transport(c: &mut Criterion) {
 }
 
 fn dispatch(c: &mut Criterion) {
-    let mut unit = Unit::new(Kind::Disk, identity());
-    let blocks = Blocks(BLOCKS.into());
-    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false });
-    let mut target = Target::new(vec![unit]);
+    let mut target = host::target();
     let mut response = vec![0; RESPONSE_LEN_MAX];
     let commands: [(&str, &[u8]); 4] = [
         ("scsi: TEST UNIT READY", &[0; 6]),
@@ -146,83 +54,52 @@ fn dispatch(c: &mut Criterion) {
     }
 }
 
-/// A function with a 1 MiB disk, enabled, and its host.
-struct Loop {
-    bus: Bus,
-    function: Function<SimEndpoints, Immediate>,
+/// A range of a read as one extent, and the 1 MiB of the longest reads in requests of 64 KiB.
+fn map(c: &mut Criterion) {
+    let image = host::image();
+    let range = |start, len| ByteRange::new(ByteOffset(start), ByteLen(len)).expect("a range");
+    c.bench_function("media: map 4 KiB", |b| {
+        b.iter(|| black_box(image.map(black_box(range(4096, 4096)))));
+    });
+    c.bench_function("media: map 1 MiB, 64 KiB each", |b| {
+        b.iter(|| {
+            let mut rest = black_box(range(0, 1 << 20));
+            while !rest.is_empty() {
+                let (piece, behind) = rest.split_at(ByteLen(64 * 1024));
+                black_box(image.map(piece));
+                rest = behind;
+            }
+        });
+    });
 }
 
-impl Loop {
-    fn new() -> Self {
-        let quirks = Quirks { early_in: false, clear_halt_interrupts: false, largest_request: usize::MAX };
-        let (bus, endpoints) = Bus::new(quirks);
-        let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
-        let options = FunctionOptions {
-            name: "bench".into(),
-            first: DriveIndex(0),
-            stall: StallPolicy::Auto,
-            drives: vec![drive],
-        };
-        let mover = |_: &[Pool]| Ok::<_, io::Error>(Immediate(VecDeque::new()));
-        let mut function =
-            Function::new(options, endpoints, mover, Box::new(|_| {}), Box::new(|| Duration::ZERO))
-                .expect("buffers");
-        let file = File::from(memfd_create("ringdrive-bench", MFdFlags::MFD_CLOEXEC).expect("memfd"));
-        file.set_len(u64::from(BLOCKS) * 512).expect("space");
-        let image =
-            Image::from_fd(OwnedFd::from(file), PathBuf::from("b"), Access::ReadWrite, BlockSize::B512);
-        let image = Box::new(image.expect("an image"));
-        function.request(Request::Insert { lun: 0, image, reply: ReplyTo::new(drop) });
-        bus.enable(MAX_PACKET.into());
-        function.bus(BusEvent::Enabled { speed: Speed::Super, max_packet: MAX_PACKET });
-        let mut new = Self { bus, function };
-        // Unit attentions: reset and medium.
-        for _ in 0..4 {
-            new.command(&cbw(0, 0, &[0; 6]), 0, &[]);
-        }
-        assert_eq!(new.command(&cbw(0, 0, &[0; 6]), 0, &[]), 0, "the unit is not ready");
-        new
+/// A read to its completion: the kernel's part is most of it, so this tells what a round trip costs beside `read_now`.
+fn ring(c: &mut Criterion) {
+    let pool = Pool::new(2, 64 * 1024).expect("buffers");
+    let file = Arc::new(host::file());
+    let mut ring = Ring::<()>::new(&RingOptions::new(8, std::slice::from_ref(&pool))).expect("a ring");
+    let mut group = c.benchmark_group("ring");
+    for len in [4096, 64 * 1024] {
+        group.throughput(Throughput::Bytes(ByteLen::from(len).0));
+        group.bench_function(BenchmarkId::new("round trip", len), |b| {
+            b.iter(|| {
+                let buf = pool.take().expect("a buffer");
+                assert!(ring.read(&file, ByteOffset(0), buf, len, OpTag(0)).is_ok(), "the ring is full");
+                loop {
+                    if let Some(Completion::Moved(moved)) = ring.next() {
+                        break assert_eq!(moved.result.ok(), Some(len));
+                    }
+                    ring.wait().expect("a completion");
+                }
+            });
+        });
+        group.bench_function(BenchmarkId::new("read_now", len), |b| {
+            let mut buf = pool.take().expect("a buffer");
+            let mut to = || ring.read_now(&file, ByteOffset(0), &mut buf[..len], Wait::ForMemory);
+            b.iter(|| assert!(to(), "tmpfs is memory"));
+        });
     }
-
-    fn turn(&mut self) {
-        self.function.flush();
-        while let Some(moved) = self.function.mover().0.pop_front() {
-            self.function.moved(moved);
-        }
-        self.function.endpoints_ready();
-        self.function.flush();
-    }
-
-    fn give(&mut self, packet: &[u8]) {
-        while self.bus.give_out(packet) != Handshake::Ack(()) {
-            self.turn();
-        }
-        self.turn();
-    }
-
-    fn take(&mut self) -> Vec<u8> {
-        loop {
-            if let Handshake::Ack(packet) = self.bus.take_in() {
-                return packet;
-            }
-            self.turn();
-        }
-    }
-
-    /// One command; its status.
-    fn command(&mut self, cbw: &[u8], data_in: usize, data_out: &[u8]) -> u8 {
-        self.give(cbw);
-        for packet in data_out.chunks(MAX_PACKET.into()) {
-            self.give(packet);
-        }
-        let mut received = 0;
-        while received < data_in {
-            received += self.take().len();
-        }
-        let csw = self.take();
-        self.turn();
-        csw[12]
-    }
+    group.finish();
 }
 
 fn whole_loop(c: &mut Criterion) {
@@ -245,5 +122,5 @@ fn whole_loop(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, transport, dispatch, whole_loop);
+criterion_group!(benches, transport, dispatch, map, ring, whole_loop);
 criterion_main!(benches);

@@ -19,6 +19,7 @@ use toml::Spanned;
 use crate::{
     bot::StallPolicy,
     gadget::{EngineKind, Speed},
+    schedule::Schedule,
     scsi::Kind,
 };
 
@@ -101,6 +102,8 @@ pub struct Function {
     pub stall: StallPolicy,
     /// Where FunctionFS is mounted, or is to be; `None`: a place of our own.
     pub mount: Option<PathBuf>,
+    /// Of the threads that move its bytes.
+    pub schedule: Schedule,
     /// In LUN order.
     pub drives: Vec<Drive>,
 }
@@ -227,6 +230,7 @@ fn default_function(serial: &str) -> Function {
         engine: EngineKind::default(),
         stall: StallPolicy::default(),
         mount: None,
+        schedule: Schedule::default(),
         drives: vec![drive("cd", Kind::Optical, 0), drive("flash", Kind::Disk, 1)],
     }
 }
@@ -294,6 +298,8 @@ struct RawFunction {
     #[serde(default)]
     stall: StallPolicy,
     mount: Option<Spanned<String>>,
+    realtime_priority: Option<Spanned<u8>>,
+    cpus: Option<Spanned<Vec<usize>>>,
     #[serde(default)]
     drive: Vec<Spanned<RawDrive>>,
 }
@@ -415,7 +421,8 @@ fn check_functions(
     let mut drives = 0_usize;
     for function in raw {
         let span = function.span();
-        let RawFunction { name, engine, stall, mount, drive } = function.into_inner();
+        let RawFunction { name, engine, stall, mount, realtime_priority, cpus, drive } =
+            function.into_inner();
         if functions.len() == FUNCTIONS_MAX {
             return Err(source.invalid(
                 span,
@@ -440,7 +447,8 @@ fn check_functions(
             ));
         }
         let mount = mount.map(|value| source.absolute(value, "mount")).transpose()?;
-        let mut function = Function { name, engine, stall, mount, drives: Vec::new() };
+        let schedule = source.schedule(realtime_priority.as_ref(), cpus.as_ref())?;
+        let mut function = Function { name, engine, stall, mount, schedule, drives: Vec::new() };
         for drive in drive {
             if function.drives.len() == DRIVES_PER_FUNCTION_MAX {
                 return Err(source.invalid(

@@ -12,5 +12,6 @@ pub mod drive;
 pub mod gadget;
 pub mod media;
 pub mod ring;
+pub mod schedule;
 pub mod scsi;
 pub mod units;

@@ -7,6 +7,7 @@ use toml::Spanned;
 
 use super::ConfigError;
 use crate::gadget;
+use crate::schedule::{Cpus, RealtimePriority, Schedule};
 
 const NAME_LEN_MAX: usize = 32;
 const USB_STRING_UNITS_MAX: usize = 126;
@@ -105,6 +106,38 @@ impl Source<'_> {
             format!("{key} is not an absolute path"),
             "start it with `/`: the daemon has no current directory to speak of",
         ))
+    }
+
+    pub(super) fn schedule(
+        &self,
+        realtime_priority: Option<&Spanned<u8>>,
+        cpus: Option<&Spanned<Vec<usize>>>,
+    ) -> Result<Schedule, ConfigError> {
+        Ok(Schedule {
+            realtime: realtime_priority.map(|value| self.realtime_priority(value)).transpose()?,
+            cpus: cpus.map(|value| self.cpus(value)).transpose()?,
+        })
+    }
+
+    fn realtime_priority(&self, value: &Spanned<u8>) -> Result<RealtimePriority, ConfigError> {
+        let (min, max) = (RealtimePriority::MIN, RealtimePriority::MAX);
+        RealtimePriority::new(*value.get_ref()).ok_or_else(|| {
+            self.invalid(
+                value.span(),
+                format!("realtime_priority is not within {min} and {max}"),
+                "try 10, or remove the key for normal scheduling",
+            )
+        })
+    }
+
+    fn cpus(&self, value: &Spanned<Vec<usize>>) -> Result<Cpus, ConfigError> {
+        Cpus::new(value.get_ref().iter().copied()).ok_or_else(|| {
+            self.invalid(
+                value.span(),
+                format!("cpus is not a list of CPU numbers from 0 to {}", Cpus::COUNT_MAX - 1),
+                "name at least one, as in [2, 3], or remove the key to run on any",
+            )
+        })
     }
 
     pub(super) fn usb_string(&self, value: Spanned<String>, key: &str) -> Result<String, ConfigError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::schedule::{Cpus, RealtimePriority};
 
 const EXAMPLE: &str = include_str!("../../docs/ringdrived.toml");
 const MANUAL: &str = include_str!("../../docs/configuration.md");
@@ -321,4 +322,24 @@ fn files_that_are_no_configuration_are_told_apart() {
     assert!(matches!(Config::load(&file), Err(ConfigError::Read { .. })));
     std::fs::write(&file, "[control]\nx = 1\n").unwrap();
     assert!(Config::load(&file).unwrap_err().to_string().contains("a.toml:2:1: "));
+}
+
+#[test]
+fn scheduling_is_parsed_once_and_what_no_kernel_could_do_is_refused() {
+    let with = |keys: &str| {
+        format!("[[function]]\nname = 'a'\n{keys}\n[[function.drive]]\nname = 'b'\nkind = 'disk'\n")
+    };
+    let schedule = |keys: &str| Config::parse(&with(keys), "test.toml").unwrap().functions[0].schedule;
+    assert_eq!(schedule(""), Schedule::default());
+    let asked = schedule("realtime_priority = 99\ncpus = [2, 3]");
+    assert_eq!(asked, Schedule { realtime: RealtimePriority::new(99), cpus: Cpus::new([3, 2]) });
+    assert!(asked.realtime.is_some() && asked.cpus.is_some());
+    for priority in ["0", "100"] {
+        check_refusal(&with(&format!("realtime_priority = {priority}")), "3:21", &["within 1 and 99"]);
+    }
+    check_refusal(&with("realtime_priority = 256"), "3:", &["256", "u8"]);
+    for cpus in ["[]", "[0, 1024]"] {
+        check_refusal(&with(&format!("cpus = {cpus}")), "3:8", &["from 0 to 1023", "[2, 3]"]);
+    }
+    check_refusal(&with("cpus = [-1]"), "3:", &["-1"]);
 }

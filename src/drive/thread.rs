@@ -22,6 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::{
     gadget::{BusEvent, endpoints::Endpoints},
     ring::{Completion, OpKey, Ring, RingError, RingOptions},
+    schedule::{Schedule, ScheduleError},
 };
 
 use super::{
@@ -45,6 +46,9 @@ pub enum ThreadError {
     /// The ring.
     #[error(transparent)]
     Ring(#[from] RingError),
+    /// Its scheduling.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
 }
 
 /// A running function.
@@ -68,12 +72,13 @@ enum Wake {
 }
 
 impl FunctionThread {
-    /// Starts the thread, and waits until it is ready for bus events.
+    /// Starts the thread, scheduled by `schedule`, and waits until it is ready for bus events.
     ///
     /// # Errors
     /// What the thread could not get.
     pub fn start<E: Endpoints + Send + 'static>(
         options: FunctionOptions,
+        schedule: Schedule,
         endpoints: E,
         events: EventSink,
     ) -> Result<Self, ThreadError> {
@@ -84,6 +89,7 @@ impl FunctionThread {
         let (ready, started) = bounded(1);
         let sources = Sources { inbox, bus_events, bus_wake: Arc::clone(&bus_wake) };
         let join = thread::Builder::new().name(format!("drive-{}", options.name)).spawn(move || {
+            schedule.apply()?;
             let mut running = Loop::new(options, endpoints, sources, events)?;
             // Nobody waits any more if `start` is gone.
             let _ = ready.send(());
@@ -197,3 +203,6 @@ impl<E: Endpoints> Loop<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

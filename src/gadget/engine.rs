@@ -14,7 +14,7 @@ use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
     sync::SyncEngine,
 };
-use crate::ring::pool::Buf;
+use crate::{ring::pool::Buf, schedule::Schedule};
 
 /// Most requests that one function has queued, both pipes together.
 pub(super) const REQUESTS_MAX: usize = 64;
@@ -43,13 +43,14 @@ impl Engine {
     /// An engine over the files of a bulk IN and a bulk OUT endpoint, opened read-write and non-blocking.
     pub(super) fn new(
         kind: EngineKind,
+        schedule: Schedule,
         input: File,
         output: File,
         max_packet: Arc<AtomicU16>,
     ) -> io::Result<Self> {
         Ok(match kind {
             EngineKind::Aio => Self::Aio(AioEngine::new(input, output, max_packet)?),
-            EngineKind::Sync => Self::Sync(SyncEngine::new(input, output, max_packet)?),
+            EngineKind::Sync => Self::Sync(SyncEngine::new(schedule, input, output, max_packet)?),
         })
     }
 }

@@ -41,6 +41,8 @@ use configfs::Tree;
 use functionfs::{FunctionFiles, Mount};
 use lock::Lock;
 
+use crate::schedule::Schedule;
+
 /// How long the controller may take to let go of the bus in a replug.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -86,6 +88,8 @@ pub struct FunctionOptions {
     pub name: String,
     /// How its endpoints are driven.
     pub engine: EngineKind,
+    /// Of the engine's threads, where it has any.
+    pub schedule: Schedule,
     /// The answer to Get Max LUN: 0 to 15.
     pub last_lun: u8,
     /// iInterface.
@@ -200,8 +204,9 @@ impl Gadget {
             max_packet: Arc::clone(&max_packet),
             stop,
         };
-        let endpoints = Engine::new(function.engine, files.input, files.output, max_packet)
-            .map_err(no_resource("start the endpoint engine of"))?;
+        let endpoints =
+            Engine::new(function.engine, function.schedule, files.input, files.output, max_packet)
+                .map_err(no_resource("start the endpoint engine of"))?;
         Ok(FunctionParts { name, endpoints, ep0 })
     }
 

@@ -28,7 +28,7 @@ use super::{
     engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
     interrupt,
 };
-use crate::ring::pool::Buf;
+use crate::{ring::pool::Buf, schedule::Schedule};
 
 const STACK: usize = 64 * 1024;
 
@@ -79,12 +79,17 @@ impl SyncEngine {
     /// the same, but a disabled endpoint does not). `max_packet` is kept by the ep0 thread.
     ///
     /// # Errors
-    /// The kernel has no thread, signal or eventfd for us.
-    pub fn new(input: File, output: File, max_packet: Arc<AtomicU16>) -> io::Result<Self> {
+    /// The kernel has no thread, signal or eventfd for us, or does not schedule the threads by `schedule`.
+    pub fn new(
+        schedule: Schedule,
+        input: File,
+        output: File,
+        max_packet: Arc<AtomicU16>,
+    ) -> io::Result<Self> {
         let ready = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         Ok(Self {
-            input: Worker::start(Pipe::In, input.try_clone()?, &ready)?,
-            output: Worker::start(Pipe::Out, output.try_clone()?, &ready)?,
+            input: Worker::start(Pipe::In, schedule, input.try_clone()?, &ready)?,
+            output: Worker::start(Pipe::Out, schedule, output.try_clone()?, &ready)?,
             files: EndpointFiles { input, output },
             ready,
             max_packet,
@@ -104,7 +109,7 @@ impl SyncEngine {
 }
 
 impl Worker {
-    fn start(pipe: Pipe, file: File, ready: &Arc<EventFd>) -> io::Result<Self> {
+    fn start(pipe: Pipe, schedule: Schedule, file: File, ready: &Arc<EventFd>) -> io::Result<Self> {
         let (jobs, todo) = bounded(QUEUE);
         let (report, done) = bounded(QUEUE);
         let shared = Arc::new(Shared { epoch: AtomicU64::new(0), is_busy: AtomicBool::new(false) });
@@ -113,12 +118,16 @@ impl Worker {
             Pipe::In => "bulk-in",
             Pipe::Out => "bulk-out",
         };
+        let (started, scheduled) = bounded(1);
         let thread = thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(move || {
+            // `start` waits for it.
+            let _ = started.send(schedule.apply());
             if let Err(error) = interrupt::allow() {
                 tracing::error!(?pipe, %error, "requests of this pipe cannot be cancelled");
             }
             work(pipe, &file, &todo, &report, &state, &ready);
         })?;
+        scheduled.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
         Ok(Self { jobs: Some(jobs), done, epoch: 0, queued: 0, shared, thread: Some(thread) })
     }
 

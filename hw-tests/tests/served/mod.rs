@@ -15,6 +15,7 @@ use ringdrive::gadget::{
     BusEvent, Engine, EngineKind, Ep0Thread, FunctionOptions, FunctionParts, Gadget, GadgetOptions,
     Placement, Speed,
 };
+use ringdrive::schedule::Schedule;
 
 pub(crate) const NAME: &str = "ringdrive-hwtest";
 pub(crate) const FUNCTION: &str = "rdhwtest";
@@ -60,6 +61,7 @@ pub(crate) fn options(engine: EngineKind) -> GadgetOptions {
         functions: vec![FunctionOptions {
             name: FUNCTION.to_owned(),
             engine,
+            schedule: Schedule::default(),
             last_lun: LAST_LUN,
             interface_name: "Bulk-Only".to_owned(),
             mount: None,

@@ -71,6 +71,9 @@ impl Assembly {
         images: Vec<Placed>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
+        for function in &config.functions {
+            function.schedule.check().with_context(|| format!("function {:?}", function.name))?;
+        }
         let (options, placement) = gadget_options(config);
         let (gadget, parts) = Gadget::create(&options, placement)?;
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
@@ -151,7 +154,8 @@ fn start(
     let drives = function.drives.iter().map(drive_options).collect::<anyhow::Result<Vec<_>>>()?;
     let options = FunctionOptions { name: function.name.clone(), first, stall: function.stall, drives };
     let context = || format!("cannot start the function {:?}", function.name);
-    let thread = FunctionThread::start(options, parts.endpoints, Box::new(events)).with_context(context)?;
+    let thread = FunctionThread::start(options, function.schedule, parts.endpoints, Box::new(events))
+        .with_context(context)?;
     let ep0 = parts.ep0.start(Box::new(thread.bus())).with_context(context)?;
     let drives = function.drives.iter().map(|drive| drive.name.clone()).collect();
     Ok(Function { name: function.name.clone(), thread, drives, ep0 })
@@ -178,6 +182,7 @@ fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {
         .map(|function| gadget::FunctionOptions {
             name: function.name.clone(),
             engine: function.engine,
+            schedule: function.schedule,
             last_lun: u8::try_from(function.drives.len().saturating_sub(1)).unwrap_or(u8::MAX),
             interface_name: "ringdrive".into(),
             mount: function.mount.clone(),

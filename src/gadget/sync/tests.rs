@@ -17,7 +17,8 @@ fn over_sockets() -> (SyncEngine, UnixStream, UnixStream, Pool) {
     let (host_in, device_in) = UnixStream::pair().unwrap();
     let (host_out, device_out) = UnixStream::pair().unwrap();
     let file = |socket: UnixStream| File::from(OwnedFd::from(socket));
-    let engine = SyncEngine::new(file(device_in), file(device_out), Arc::new(AtomicU16::new(512))).unwrap();
+    let max_packet = Arc::new(AtomicU16::new(512));
+    let engine = SyncEngine::new(Schedule::default(), file(device_in), file(device_out), max_packet).unwrap();
     (engine, host_in, host_out, Pool::new(64, 4096).unwrap())
 }
 
