@@ -117,9 +117,8 @@ impl State {
     }
 
     fn fail_all(&mut self, pipe: Pipe, error: TransferError) {
-        let state = self.pipe(pipe);
-        let queued: Vec<Request> = state.queue.drain(..).chain(state.staged.drain(..)).collect();
-        for request in queued {
+        let queued = |state: &mut PipeState| state.queue.pop_front().or_else(|| state.staged.pop_front());
+        while let Some(request) = queued(self.pipe(pipe)) {
             self.finish(pipe, request, Err(error));
         }
     }
@@ -223,7 +222,8 @@ impl Bus {
         state.max_packet = None;
         for pipe in [Pipe::In, Pipe::Out] {
             state.fail_all(pipe, TransferError::Disabled);
-            *state.pipe(pipe) = PipeState::default();
+            let pipe = state.pipe(pipe);
+            (pipe.halted, pipe.fifo) = (false, None);
         }
     }
 
@@ -280,8 +280,7 @@ impl Endpoints for SimEndpoints {
         let mut state = self.0.borrow_mut();
         for pipe in [Pipe::In, Pipe::Out] {
             let pipe = state.pipe(pipe);
-            let staged = std::mem::take(&mut pipe.staged);
-            pipe.queue.extend(staged);
+            pipe.queue.append(&mut pipe.staged);
         }
         state.fill_fifo();
     }

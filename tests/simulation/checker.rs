@@ -62,8 +62,7 @@ impl Checker {
 
     /// A whole life of `turns` turns.
     pub fn live(&mut self, turns: usize) -> Result<(), String> {
-        self.connected();
-        self.port.connect();
+        self.connect();
         for turn in 0..turns {
             self.turn().map_err(|why| format!("turn {turn}: {why}"))?;
         }
@@ -83,6 +82,12 @@ impl Checker {
             disk.check_image().map_err(|why| format!("image of unit {lun}: {why}"))?;
         }
         Ok(())
+    }
+
+    /// The host finds the device.
+    pub fn connect(&mut self) {
+        self.connected();
+        self.port.connect();
     }
 
     fn connected(&mut self) {
@@ -185,7 +190,8 @@ impl Checker {
         (0..self.counted.len()).try_for_each(|lun| self.check_counted(lun))
     }
 
-    fn honest(&mut self, job: &Job) -> Result<(), String> {
+    /// Runs a command as its host means it, and judges the answer.
+    pub fn honest(&mut self, job: &Job) -> Result<(), String> {
         self.mark("honest command");
         let expected = self.expectation(job);
         self.judged(job, expected)
@@ -232,7 +238,7 @@ impl Checker {
     }
 
     /// The host breaks off somewhere.
-    fn broken_off(&mut self, job: &Job) -> Result<(), String> {
+    pub fn broken_off(&mut self, job: &Job) -> Result<(), String> {
         let chaos = [Chaos::ResetRecovery, Chaos::ResetRecovery, Chaos::BusReset, Chaos::Vanish];
         let chaos = chaos[self.rng.usize(..chaos.len())];
         let after = 1 << self.rng.u32(..9);
@@ -577,7 +583,7 @@ impl Checker {
     }
 
     /// The whole medium through the bus, at the end of a life.
-    fn read_back(&mut self, lun: usize) -> Result<(), String> {
+    pub fn read_back(&mut self, lun: usize) -> Result<(), String> {
         let (blocks, block) = (self.disks[lun].blocks(), self.disks[lun].block);
         let count = u16::try_from(blocks).unwrap().to_be_bytes();
         let cdb = [&[0x28, 0, 0, 0, 0, 0, 0], &count[..], &[0]].concat();

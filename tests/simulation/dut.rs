@@ -43,7 +43,13 @@ pub struct Dut {
     pub deadline: Option<Nanos>,
     /// Resets whose ticket the function still holds, with the cell that tells the host.
     resets: Vec<(crossbeam_channel::Receiver<()>, std::rc::Rc<std::cell::Cell<bool>>)>,
+    allocations_of: AllocationsOf,
+    /// Allocations of the device so far, but for those at events of the bus and at requests.
+    pub allocations: u64,
 }
+
+/// Calls, and tells how often memory was allocated meanwhile.
+pub type AllocationsOf = fn(&mut dyn FnMut()) -> u64;
 
 impl Dut {
     /// What every event begins with.
@@ -52,9 +58,15 @@ impl Dut {
         &mut self.function
     }
 
+    /// A call on the data path.
+    fn command(&mut self, now: Nanos, mut call: impl FnMut(&mut Function<SimEndpoints, SimMover>)) {
+        self.clock.store(now, Ordering::Relaxed);
+        self.allocations += (self.allocations_of)(&mut || call(&mut self.function));
+    }
+
     /// What every event ends with, as in the real loop.
     fn after_event(&mut self, now: Nanos) {
-        self.function.flush();
+        self.command(now, Function::flush);
         if let Some(after) = self.function.timer() {
             let tick = now + u64::try_from(after.as_nanos()).unwrap();
             self.deadline = Some(self.deadline.map_or(tick, |at| at.min(tick)));
@@ -132,18 +144,21 @@ impl Dut {
     }
 
     pub fn endpoints(&mut self, now: Nanos) {
-        self.at(now).endpoints_ready();
+        self.command(now, |function| {
+            function.endpoints_ready();
+        });
         self.after_event(now);
     }
 
     pub fn moved(&mut self, now: Nanos, moved: Moved) {
-        self.at(now).moved(moved);
+        let mut moved = Some(moved);
+        self.command(now, |function| moved.take().into_iter().for_each(|moved| function.moved(moved)));
         self.after_event(now);
     }
 
     pub fn wake(&mut self, now: Nanos) {
         self.deadline = None;
-        self.at(now).tick();
+        self.command(now, Function::tick);
         self.after_event(now);
     }
 }
@@ -162,11 +177,39 @@ fn disk(blocks: usize, block: usize, writable: bool) -> Disk {
     Disk::new(file, blocks, block, writable)
 }
 
+/// What a world is made of.
+pub struct Parts {
+    pub quirks: Quirks,
+    pub faults: Faults,
+    pub stall: StallPolicy,
+    /// Blocks of the disk, and of the optical medium.
+    pub blocks: [usize; 2],
+    pub allocations_of: AllocationsOf,
+}
+
+impl Parts {
+    /// Any of them, and nobody counts allocations.
+    pub fn any(rng: &mut Rng, stall: StallPolicy) -> Self {
+        let (quirks, faults) = (Quirks::any(rng), Faults::any(rng));
+        Self {
+            quirks,
+            faults,
+            stall,
+            blocks: [1 << rng.u32(4..12), 1 << rng.u32(2..9)],
+            allocations_of: |call| {
+                call();
+                0
+            },
+        }
+    }
+}
+
 /// A whole world around a function whose drives hold media.
-pub fn world(rng: &mut Rng, stall: StallPolicy) -> (World, Vec<Disk>) {
-    let (bus, endpoints) = Bus::new(Quirks::any(rng));
-    let (media, mover) = Media::new(rng.fork(), Faults::any(rng));
-    let disks = vec![disk(1 << rng.u32(4..12), 512, true), disk(1 << rng.u32(2..9), 2048, false)];
+pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
+    let Parts { quirks, faults, stall, blocks: [flash, cd], allocations_of } = parts;
+    let (bus, endpoints) = Bus::new(quirks);
+    let (media, mover) = Media::new(rng.fork(), faults);
+    let disks = vec![disk(flash, 512, true), disk(cd, 2048, false)];
     let drive = |kind, name: &str| DriveOptions {
         name: name.into(),
         kind,
@@ -188,7 +231,8 @@ pub fn world(rng: &mut Rng, stall: StallPolicy) -> (World, Vec<Disk>) {
     let now = clock.clone();
     let now = Box::new(move || Duration::from_nanos(now.load(Ordering::Relaxed)));
     let function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), now).unwrap();
-    let mut dut = Dut { function, pools, clock, deadline: None, resets: Vec::new() };
+    let mut dut =
+        Dut { function, pools, clock, deadline: None, resets: Vec::new(), allocations_of, allocations: 0 };
     for (lun, disk) in (0..).zip(&disks) {
         dut.insert(0, lun, disk).take().unwrap().unwrap();
     }

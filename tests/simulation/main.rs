@@ -26,6 +26,7 @@ use std::{
 };
 
 use checker::{Checker, Coverage};
+use dut::Parts;
 use fastrand::Rng;
 use ringdrive::bot::StallPolicy;
 
@@ -93,7 +94,8 @@ fn live(seed: u64, trace: bool) -> Result<Coverage, String> {
     let mut rng = Rng::with_seed(seed);
     let stall = if rng.u8(..3) == 0 { StallPolicy::Never } else { StallPolicy::Auto };
     let life = AssertUnwindSafe(move || {
-        let (world, disks) = dut::world(&mut rng, stall);
+        let parts = Parts::any(&mut rng, stall);
+        let (world, disks) = dut::world(&mut rng, parts);
         let mut checker = Checker::new(host::Port::new(world), disks, stall, rng, trace);
         checker.live(TURNS).map(|()| checker.coverage)
     });

@@ -78,6 +78,8 @@ struct State {
     rates: Faults,
     now: u64,
     flights: Vec<Flight>,
+    /// Of syncs that have ended, to be used again: the device's allocations are counted, and these are not its.
+    spare: Vec<Vec<u32>>,
     /// By inode, because the drive opens images anew.
     logs: HashMap<u64, Log>,
     faults: u64,
@@ -156,11 +158,12 @@ impl State {
                     forgotten.clone_from(now);
                     *sync_failed = true;
                 } else {
-                    let sectors = durable.iter_mut().zip(written).zip(forgotten);
-                    for ((durable, written), _) in sectors.filter(|((_, written), lost)| written > lost) {
-                        *durable = written.max(*durable);
+                    let sectors = durable.iter_mut().zip(&written).zip(forgotten);
+                    for ((durable, written), _) in sectors.filter(|((_, written), lost)| **written > **lost) {
+                        *durable = (*written).max(*durable);
                     }
                 }
+                self.spare.push(written);
                 (MoveOp::Sync, error.map_or(Ok(0), Err))
             }
         };
@@ -170,7 +173,15 @@ impl State {
 
 impl Media {
     pub fn new(rng: Rng, rates: Faults) -> (Self, SimMover) {
-        let state = State { rng, rates, now: 0, flights: Vec::new(), logs: HashMap::new(), faults: 0 };
+        let state = State {
+            rng,
+            rates,
+            now: 0,
+            flights: Vec::new(),
+            spare: Vec::new(),
+            logs: HashMap::new(),
+            faults: 0,
+        };
         let state = Rc::new(RefCell::new(state));
         (Self(state.clone()), SimMover(state))
     }
@@ -256,7 +267,8 @@ impl Mover for SimMover {
 
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
         let mut state = self.0.borrow_mut();
-        let written = state.log(file).written.clone();
+        let mut written = state.spare.pop().unwrap_or_default();
+        written.clone_from(&state.log(file).written);
         state.start(tag, file, None, Op::Sync { written }).is_ok()
     }
 }
