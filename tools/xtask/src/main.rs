@@ -5,6 +5,7 @@
 mod bench;
 mod console;
 mod demo;
+mod instructions;
 mod lint;
 mod project;
 mod quote;
@@ -54,6 +55,8 @@ enum Command {
     Bench(bench::Args),
     #[command(name = bench::ON_BOARD, hide = true)]
     BenchOnBoard(bench::OnBoardArgs),
+    /// Instructions that the pure rooms take for one command, under Valgrind, against those kept in benches/instructions.json
+    Instructions(instructions::Args),
     /// Every test, on this machine and on the virtual board; ends with a table
     ///
     /// Set-up, lint, unit, integration and doc tests, and the virtual board's at high speed and SuperSpeed. A test that is
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::DemoOnBoard(args) => demo::on_board(&args),
         Command::Bench(args) => bench::run(&args),
         Command::BenchOnBoard(args) => bench::on_this_board(&args),
+        Command::Instructions(args) => instructions::run(args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(args),
     };
     outcome.unwrap_or_else(|error| {

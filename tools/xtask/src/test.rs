@@ -10,7 +10,7 @@ use xshell::{Shell, cmd};
 
 use crate::report::Report;
 use crate::vm::{self, Speed};
-use crate::{lint, project, setup};
+use crate::{instructions, lint, project, setup};
 
 /// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
 const BOARD_LIMIT: u64 = 1500;
@@ -35,6 +35,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         cmd!(shell, "cargo test --quiet --package hw-tests --lib").quiet().run().context("a test failed")
     });
     if board {
+        report.step("instructions", || instructions::run(instructions::Args::default()));
         let mut executables = Vec::new();
         report.step("build for the board", || {
             cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;

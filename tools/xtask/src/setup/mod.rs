@@ -1,9 +1,10 @@
-//! What the other commands need on this machine: Debian packages, Debian's kernel, virtme-ng, memtest86+'s ISO.
+//! What the other commands need on this machine: Debian packages, Debian's kernel, virtme-ng, memtest86+'s ISO, gungraun's runner.
 //!
 //! Every step looks first and is quick when there is nothing to do. Only the packages need root; the rest goes below
 //! cargo's target directory. Nothing is ever removed from the machine, and its package sources stay as they are.
 
 mod apt;
+mod gungraun;
 mod kernel;
 mod link;
 mod memtest;
@@ -38,6 +39,7 @@ pub(crate) struct Board {
 pub(crate) fn run() -> Result<()> {
     board(Link::Stock)?;
     memtest_iso()?;
+    gungraun()?;
     eprintln!("everything is set up");
     Ok(())
 }
@@ -58,6 +60,13 @@ pub(crate) fn board(link: Link) -> Result<Board> {
 pub(crate) fn memtest_iso() -> Result<PathBuf> {
     let _lock = lock()?;
     memtest::ensure()
+}
+
+/// The program that counts the instructions of benchmarks, and Valgrind, which it runs.
+pub(crate) fn gungraun() -> Result<PathBuf> {
+    let _lock = lock()?;
+    packages::ensure()?;
+    gungraun::ensure()
 }
 
 /// Where the programs of an NFS server are, unpacked from Debian's packages.

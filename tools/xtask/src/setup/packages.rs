@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
@@ -21,6 +21,7 @@ const PACKAGES: [(&str, &str); 12] = [
     ("iproute2", "tc, which makes the network slow for measurements"),
     ("sg3-utils", "single SCSI commands from the host's side"),
     ("usbutils", "lsusb"),
+    ("valgrind", "counting instructions"),
 ];
 
 /// Installs what is missing.
