@@ -16,12 +16,14 @@ use crate::{
     units::{BlockSize, ByteLen, ByteOffset, ByteRange, Lba},
 };
 
-use super::pipes::{PipeError, Pipes};
+use super::pipes::{DATA_LEN, PipeError, Pipes};
 
 /// Reads under way at once.
-const WINDOW: usize = 8;
-/// The first chunk of a larger phase.
-const FIRST_CHUNK: ByteLen = ByteLen(16 * 1024);
+const WINDOW: usize = 4;
+/// The first chunk of a phase whose bytes are at hand, so that the link does not wait for the second.
+const FIRST_CHUNK: usize = 16 * 1024;
+/// By how much each chunk is larger than the one before, up to the largest.
+const GROWTH: usize = 8;
 
 /// Requests queued to the host at once; with those in the window no more than there are buffers.
 const QUEUED: u32 = 8;
@@ -72,11 +74,13 @@ pub(super) struct DataIn {
     next: u32,
     /// Every byte so far was in memory.
     immediate: bool,
+    /// Length of the next chunk while bytes are in memory.
+    chunk: usize,
 }
 
 impl DataIn {
     /// For the first `len` bytes of `range`: the host may want fewer than the command has (BOT 1.0 §6.7.2, case 7).
-    pub(super) fn new(range: ByteRange, len: ByteLen, sink: Sink) -> Self {
+    pub(super) fn new(range: ByteRange, len: ByteLen, sink: Sink, residence: Residence) -> Self {
         let ahead = range.split_at(len).0;
         Self {
             sink,
@@ -86,7 +90,8 @@ impl DataIn {
             window: [const { None }; WINDOW],
             first: 0,
             next: 0,
-            immediate: true,
+            immediate: residence != Residence::Remote,
+            chunk: FIRST_CHUNK,
         }
     }
 
@@ -175,10 +180,9 @@ impl DataIn {
     fn ask<E: Endpoints>(&mut self, medium: &dyn Medium, mover: &mut impl Mover, pipes: &Pipes<E>) {
         while !self.ahead.is_empty() {
             let Some(slot @ None) = self.window.get_mut(slot_of(self.next)) else { return };
-            let chunk = ByteLen::from(pipes.chunk());
-            let small = self.next == 0 && self.ahead.len() > chunk;
-            let (mut want, mut rest) =
-                self.ahead.split_at(if small { FIRST_CHUNK.min(chunk) } else { chunk });
+            // A read by the ring costs more than its bytes, and there are others beside it: the largest.
+            let chunk = if self.immediate { self.chunk } else { DATA_LEN };
+            let (mut want, mut rest) = self.ahead.split_at(chunk.into());
             let Some(mut buf) = pipes.data() else { return };
             let made = match medium.map(want) {
                 Extent::File { file, offset, len }
@@ -188,6 +192,7 @@ impl DataIn {
                     } =>
                 {
                     *slot = Some(Chunk::Ready { buf, len: len.to_usize() });
+                    self.chunk = (self.chunk * GROWTH).min(DATA_LEN);
                     self.ahead = rest;
                     self.next = self.next.wrapping_add(1);
                     // To be sent before the next is read.

@@ -17,11 +17,16 @@ use crate::{
 
 use super::{
     data_in::Progress,
-    pipes::{PipeError, Pipes, data_tag},
+    pipes::{DATA_LEN, PipeError, Pipes, data_tag},
 };
 
 /// OUT requests queued at once: one being filled, the others behind it.
 const WINDOW: u32 = 4;
+/// The largest of them, which a buffer holds.
+const CHUNK: u32 = 256 * 1024;
+const _: () = assert!(CHUNK as usize == DATA_LEN);
+/// The last one of a larger phase is no longer than this, because the host waits until it is written. Whole blocks.
+const LAST_CHUNK: u32 = 32 * 1024;
 
 /// What the kept bytes are for.
 #[derive(Debug)]
@@ -87,7 +92,8 @@ impl DataOut {
     pub(super) fn pump<E: Endpoints>(&mut self, pipes: &mut Pipes<E>) -> Result<Progress, PipeError> {
         while self.left > 0 && self.queued < WINDOW {
             let Some(buf) = pipes.data() else { break };
-            let want = self.left.min(u32::try_from(pipes.chunk()).unwrap_or(u32::MAX));
+            let all_but_last = self.left.saturating_sub(1) / LAST_CHUNK * LAST_CHUNK;
+            let want = if all_but_last == 0 { self.left } else { all_but_last.min(CHUNK) };
             let whole_packets = ByteLen::from(want).to_usize().next_multiple_of(pipes.max_packet().max(1));
             pipes.receive(buf, whole_packets, data_tag(want))?;
             self.queued += 1;

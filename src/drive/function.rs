@@ -425,9 +425,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(PipeError(TransferError::Disabled)) => self.abort(After::Down),
             Err(PipeError(error)) => {
                 tracing::warn!(function = self.name, %error, "transfer failed; halted until the host resets");
-                if error == TransferError::NoMemory {
-                    self.pipes.shrink_chunk();
-                }
                 self.break_off();
             }
         }

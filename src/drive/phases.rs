@@ -14,7 +14,7 @@ use std::io;
 use crate::{
     bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
-    media::FaultKind,
+    media::{FaultKind, Medium as _},
     ring::{Mover, OpTag, pool::Buf},
     scsi::{MediaOp, Pending, Reply, Sense, Status, sense},
     units::{BlockRange, ByteRange, Lba},
@@ -129,9 +129,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         else {
             return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
         };
+        let residence = loaded.image.residence();
         match (op, range, self.open.data) {
             (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
-                let data = DataIn::new(range, send.into(), data_in::Sink::Host);
+                let data = DataIn::new(range, send.into(), data_in::Sink::Host, residence);
                 self.phase = Phase::In { data, pending };
                 self.note_first_read(lun, blocks.start().0);
                 let went = self.pump_in();
@@ -140,7 +141,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 went
             }
             (MediaOp::Verify(_), Some(range), _) => {
-                let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere);
+                let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere, residence);
                 self.phase = Phase::In { data, pending };
                 self.pump_in()
             }

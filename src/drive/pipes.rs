@@ -29,12 +29,10 @@ pub(super) const fn data_tag(len: u32) -> Tag {
 const SMALL_LEN: usize = 8192;
 /// CBW, CSW, response, parameter list, and those of the command before that the kernel has not given back.
 const SMALL_COUNT: usize = 12;
-/// The largest endpoint request. kernel.md §1.5: 16 to 64 KiB, as the kernel allocates each contiguously.
-const DATA_LEN: usize = 64 * 1024;
-/// Two windows, so that the next command finds buffers while the host still takes the last one's.
-const DATA_COUNT: usize = 16;
-/// The smallest request that lack of kernel memory makes us fall back to.
-const CHUNK_MIN: usize = 4096;
+/// The largest endpoint request: a multiple of every packet size. Where the kernel has no such memory, the engine makes pieces of it.
+pub(super) const DATA_LEN: usize = 256 * 1024;
+/// A window, and what is queued to the host, so that the next command finds buffers while the host still takes the last one's.
+const DATA_COUNT: usize = 12;
 
 /// The pipe could not take a request, so the transfer cannot go on.
 #[derive(Debug)]
@@ -47,8 +45,6 @@ pub(super) struct Pipes<E> {
     data: Pool,
     queued_in: u32,
     queued_out: u32,
-    /// Bytes in one request of a data phase; halved when the kernel lacks memory.
-    chunk: usize,
     /// Pipes that we halted. The host may have cleared them since, of which nobody tells us.
     halted: Vec<Pipe>,
 }
@@ -61,7 +57,6 @@ impl<E: Endpoints> Pipes<E> {
             data: Pool::new(DATA_COUNT, DATA_LEN)?,
             queued_in: 0,
             queued_out: 0,
-            chunk: DATA_LEN,
             halted: Vec::with_capacity(2),
         })
     }
@@ -85,22 +80,8 @@ impl<E: Endpoints> Pipes<E> {
         self.data.take()
     }
 
-    /// Bytes that one request of a data phase may move; a multiple of every packet size.
-    pub(super) fn chunk(&self) -> usize {
-        self.chunk
-    }
-
     pub(super) fn max_packet(&self) -> usize {
         self.endpoints.max_packet()
-    }
-
-    /// The kernel lacked memory for a request: smaller ones from now on (kernel.md §8).
-    pub(super) fn shrink_chunk(&mut self) {
-        self.chunk = (self.chunk / 2).max(CHUNK_MIN);
-        tracing::warn!(
-            chunk = self.chunk,
-            "the kernel lacks memory for endpoint requests; using smaller ones"
-        );
     }
 
     pub(super) fn send(&mut self, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), PipeError> {

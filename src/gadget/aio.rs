@@ -4,8 +4,11 @@
 //!
 //! ```text
 //!  free ─ send/receive ─► staged ─ flush ─► in the kernel ─ event ─► done ─ reap ─► free
-//!                           └─ cancel, or behind a failure ──────────►┘
+//!                           ▲ └─ cancel, or behind a failure ────────►┘
+//!                           └──── no memory for so much, or a piece of it is done ──┘ (from the kernel)
 //! ```
+//! The kernel copies each request to memory that it allocates in one piece. Where it has none of that size (ENOMEM), the bytes
+//! go in smaller pieces, one after the other, and all later ones too; nobody outside notices.
 //!
 //! Invariants: a slot in the kernel is not touched before its event. Requests of a pipe are submitted, and given back by
 //! `reap`, in the order in which they came, whatever the order of events. Behind a request that failed, nothing more goes to
@@ -30,7 +33,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
-    engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
+    engine::{EndpointFiles, PIECE_MIN, REQUESTS_MAX, transfer_error},
 };
 use crate::ring::pool::Buf;
 use kernel::{Command, Context, Iocb};
@@ -49,6 +52,10 @@ pub struct AioEngine {
     order: [VecDeque<usize>; 2],
     /// Of each pipe, the oldest request that failed other than by a cancel, until it is given back.
     failed: [Option<usize>; 2],
+    /// Of each pipe, whether the kernel has a piece of a request whose rest must go before anything else.
+    in_pieces: [bool; 2],
+    /// What the kernel gets in one piece.
+    piece_max: usize,
     files: EndpointFiles,
     ready: EventFd,
     max_packet: Arc<AtomicU16>,
@@ -60,6 +67,11 @@ struct Slot {
     tag: Tag,
     buf: Buf,
     len: usize,
+    /// Bytes of the pieces that are done.
+    moved: usize,
+    /// Bytes of the piece that the kernel has.
+    piece: usize,
+    wake: Wake,
     state: State,
 }
 
@@ -88,36 +100,46 @@ impl AioEngine {
                 order
             }),
             failed: [None; 2],
+            in_pieces: [false; 2],
+            piece_max: usize::MAX,
             files: EndpointFiles { input, output },
             ready: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
             max_packet,
         })
     }
 
-    fn stage(&mut self, pipe: Pipe, mut buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
+    fn stage(&mut self, pipe: Pipe, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
         if len > buf.len() {
             return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
         }
         let Some(index) = self.free.pop() else {
             return Err(Refused { buf, error: TransferError::Other(libc::ENOBUFS) });
         };
-        let event_fd = match wake {
-            Wake::Now => Some(self.ready.as_raw_fd()),
-            Wake::Later => None,
-        };
-        let command = match pipe {
-            Pipe::In => Command::Write,
-            Pipe::Out => Command::Read,
-        };
-        let fd = self.files.of(pipe).as_raw_fd();
-        self.iocbs[index] = Iocb::new(command, fd, &mut buf[..len], event_fd, index);
-        self.slots[index] = Some(Slot { pipe, tag, buf, len, state: State::Staged });
+        self.slots[index] =
+            Some(Slot { pipe, tag, buf, len, moved: 0, piece: 0, wake, state: State::Staged });
         self.order[side(pipe)].push_back(index);
         match self.failed[side(pipe)] {
             None => self.staged.push(index),
             Some(_) => self.end([index], TransferError::Cancelled),
         }
         Ok(())
+    }
+
+    /// Makes the control block for a slot's next piece.
+    fn arm(&mut self, index: usize) {
+        let Some(slot) = &mut self.slots[index] else { return };
+        slot.piece = (slot.len - slot.moved).min(self.piece_max);
+        let end = slot.moved + slot.piece;
+        let event_fd = match slot.wake {
+            Wake::Later if end == slot.len => None,
+            Wake::Now | Wake::Later => Some(self.ready.as_raw_fd()),
+        };
+        let command = match slot.pipe {
+            Pipe::In => Command::Write,
+            Pipe::Out => Command::Read,
+        };
+        let fd = self.files.of(slot.pipe).as_raw_fd();
+        self.iocbs[index] = Iocb::new(command, fd, &mut slot.buf[slot.moved..end], event_fd, index);
     }
 
     /// Ends requests that the kernel has not got, and wakes whoever waits for completions.
@@ -142,22 +164,53 @@ impl AioEngine {
         taken
     }
 
-    /// Marks the slots of all events that are there.
-    fn collect(&mut self) {
+    /// Takes all events that are there: a slot is done, or staged again for what is left of it. Whether any was.
+    fn collect(&mut self) -> bool {
+        let mut again = false;
         while let Some((index, result)) = self.context.next_event() {
             let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else {
                 debug_assert!(false, "an event for the free slot {index}");
                 continue;
             };
-            slot.state = State::Done(match usize::try_from(result) {
-                Ok(moved) => Ok(moved),
+            let (pipe, piece, is_last) = (slot.pipe, slot.piece, slot.moved + slot.piece == slot.len);
+            self.in_pieces[side(pipe)] = false;
+            let result = match usize::try_from(result) {
+                Ok(moved) => {
+                    slot.moved += moved;
+                    Ok(moved)
+                }
                 Err(_) => Err(transfer_error(i32::try_from(-result).unwrap_or(libc::EIO))),
-            });
-            let pipe = slot.pipe;
+            };
+            slot.state = State::Done(result.map(|_| slot.moved));
+            let goes_on = match result {
+                Ok(moved) => moved == piece && !is_last,
+                Err(error) => error == TransferError::NoMemory && self.halve(index, piece),
+            };
+            if goes_on && let Some(slot) = &mut self.slots[index] {
+                slot.state = State::Staged;
+                self.staged.insert(0, index);
+                again = true;
+            }
             if self.has_failed(index) {
                 self.failed[side(pipe)].get_or_insert(index);
             }
         }
+        again
+    }
+
+    /// Smaller pieces from now on, if that helps: not where the kernel has something that the host would take first.
+    fn halve(&mut self, index: usize, piece: usize) -> bool {
+        let Some(pipe) = self.slots[index].as_ref().map(|slot| slot.pipe) else { return false };
+        let mut behind = self.order[side(pipe)].iter().skip_while(|other| **other != index).skip(1);
+        let is_staged =
+            |other: &usize| self.slots[*other].as_ref().is_none_or(|slot| slot.state == State::Staged);
+        if piece <= PIECE_MIN || !behind.all(is_staged) {
+            return false;
+        }
+        self.piece_max = (piece / 2).next_multiple_of(PIECE_MIN);
+        let piece = self.piece_max;
+        tracing::warn!(piece, "the kernel lacks memory for endpoint requests; using smaller ones");
+        true
     }
 
     fn has_failed(&self, index: usize) -> bool {
@@ -166,14 +219,17 @@ impl AioEngine {
     }
 
     /// How many of what is staged may go at once: up to the second of one pipe that could be taken for the bytes of the first. A
-    /// short packet to the host ends its transfer, so it cannot.
+    /// short packet to the host ends its transfer, so it cannot. Nothing goes between two pieces of a request.
     fn batch(&self) -> usize {
         let packet = self.max_packet();
         let mut seen = [false; 2];
+        let mut blocked = self.in_pieces;
         let may_follow = |index: &&usize| {
             let Some(slot) = &self.slots[**index] else { return false };
             let is_second = std::mem::replace(&mut seen[side(slot.pipe)], true);
-            !is_second || (slot.pipe == Pipe::In && slot.len < packet)
+            let has_rest = slot.len - slot.moved > self.piece_max;
+            let is_blocked = std::mem::replace(&mut blocked[side(slot.pipe)], has_rest);
+            !is_blocked && (!is_second || (slot.pipe == Pipe::In && slot.len < packet))
         };
         self.staged.iter().take_while(may_follow).count()
     }
@@ -240,7 +296,9 @@ impl Endpoints for AioEngine {
         if let done @ Some(_) = self.take_any_done() {
             return done;
         }
-        self.collect();
+        if self.collect() {
+            self.flush();
+        }
         // The eventfd is not read: a system call for nothing, as its watcher waits for edges.
         self.take_any_done()
     }
@@ -250,13 +308,26 @@ impl Endpoints for AioEngine {
     }
 
     fn flush(&mut self) {
-        while !self.staged.is_empty() {
+        loop {
+            for pipe in [Pipe::In, Pipe::Out] {
+                if self.failed[side(pipe)].is_some() {
+                    let behind = self.unstage(pipe);
+                    self.end(behind, TransferError::Cancelled);
+                }
+            }
             let batch = self.batch();
+            if batch == 0 {
+                return;
+            }
+            for at in 0..batch {
+                self.arm(self.staged[at]);
+            }
             match self.context.submit(&mut self.iocbs[..], &self.staged[..batch]) {
                 Ok(taken) => {
                     for index in self.staged.drain(..taken) {
                         if let Some(slot) = &mut self.slots[index] {
                             slot.state = State::InKernel;
+                            self.in_pieces[side(slot.pipe)] = slot.moved + slot.piece < slot.len;
                         }
                     }
                     // What an endpoint refuses is in the ring by now.
@@ -269,12 +340,6 @@ impl Endpoints for AioEngine {
                     if let Some(pipe) = self.slots[first].as_ref().map(|slot| slot.pipe) {
                         self.failed[side(pipe)].get_or_insert(first);
                     }
-                }
-            }
-            for pipe in [Pipe::In, Pipe::Out] {
-                if self.failed[side(pipe)].is_some() {
-                    let behind = self.unstage(pipe);
-                    self.end(behind, TransferError::Cancelled);
                 }
             }
         }

@@ -52,8 +52,8 @@ pub enum TransferError {
     /// The host cleared a halt while the request was queued (EPIPE). Behind a halt of ours nothing is wrong: queue it again.
     #[error("interrupted by a cleared halt")]
     Interrupted,
-    /// The kernel had no memory for a request of this size (ENOMEM): try a smaller one.
-    #[error("no kernel memory for a request of this size")]
+    /// The kernel had no memory for it (ENOMEM), not even for a page at a time.
+    #[error("the kernel has no memory for a request")]
     NoMemory,
     /// The kernel could not read our bytes (EFAULT): a mapped image was truncated.
     #[error("source bytes are gone")]

@@ -19,6 +19,9 @@ use crate::{ring::pool::Buf, schedule::Schedule};
 /// Most requests that one function has queued, both pipes together.
 pub(super) const REQUESTS_MAX: usize = 64;
 
+/// The smallest piece of a request that lack of kernel memory makes us fall back to: one page.
+pub(super) const PIECE_MIN: usize = 4096;
+
 /// How a function's endpoints are driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

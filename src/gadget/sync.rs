@@ -25,7 +25,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
-    engine::{EndpointFiles, REQUESTS_MAX, transfer_error},
+    engine::{EndpointFiles, PIECE_MIN, REQUESTS_MAX, transfer_error},
     interrupt,
 };
 use crate::{ring::pool::Buf, schedule::Schedule};
@@ -175,15 +175,12 @@ fn work(
     shared: &Shared,
     ready: &EventFd,
 ) {
+    let mut piece_max = usize::MAX;
     for Job { mut buf, len, tag, epoch } in todo {
         // In this order, against `cancel`: either it sees us busy, or we see its epoch.
         shared.is_busy.store(true, Ordering::SeqCst);
         let result = if shared.epoch.load(Ordering::SeqCst) == epoch {
-            match pipe {
-                Pipe::In => nix::unistd::write(file, &buf[..len]),
-                Pipe::Out => nix::unistd::read(file, &mut buf[..len]),
-            }
-            .map_err(|errno| transfer_error(errno as i32))
+            transfer(pipe, file, &mut buf[..len], &mut piece_max)
         } else {
             Err(TransferError::Cancelled)
         };
@@ -196,6 +193,40 @@ fn work(
             return;
         }
         let _ = ready.write(1);
+    }
+}
+
+/// Moves `bytes`, in pieces of `piece_max`, which is halved where the kernel has no memory for one.
+fn transfer(
+    pipe: Pipe,
+    file: &File,
+    bytes: &mut [u8],
+    piece_max: &mut usize,
+) -> Result<usize, TransferError> {
+    let mut moved = 0;
+    loop {
+        let piece = (bytes.len() - moved).min(*piece_max);
+        let here = &mut bytes[moved..moved + piece];
+        let result = match pipe {
+            Pipe::In => nix::unistd::write(file, here),
+            Pipe::Out => nix::unistd::read(file, here),
+        };
+        match result {
+            Ok(now) => {
+                moved += now;
+                if now < piece || moved == bytes.len() {
+                    return Ok(moved);
+                }
+            }
+            Err(nix::Error::ENOMEM) if piece > PIECE_MIN => {
+                *piece_max = (piece / 2).next_multiple_of(PIECE_MIN);
+                tracing::warn!(
+                    piece_max,
+                    "the kernel lacks memory for endpoint requests; using smaller ones"
+                );
+            }
+            Err(errno) => return Err(transfer_error(errno as i32)),
+        }
     }
 }
 
