@@ -4,6 +4,7 @@
 
 mod bench;
 mod console;
+mod daemon;
 mod demo;
 mod instructions;
 mod lint;
@@ -15,6 +16,7 @@ mod source;
 mod test;
 mod tidy;
 mod vm;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -53,14 +55,18 @@ enum Command {
     ///
     /// On the virtual board with a cable's bandwidth, at high speed and SuperSpeed. docs/performance.md tells how to read it.
     Bench(bench::Args),
+    /// Whether two runs of `bench` agree, figure by figure
+    ///
+    /// Compares all figures of the rows that both files have, and fails if one differs by more than --within.
+    BenchCompare(bench::CompareArgs),
     #[command(name = bench::ON_BOARD, hide = true)]
     BenchOnBoard(bench::OnBoardArgs),
     /// Instructions that the pure rooms take for one command, under Valgrind, against those kept in benches/instructions.json
     Instructions(instructions::Args),
     /// Every test, on this machine and on the virtual board; ends with a table
     ///
-    /// Set-up, lint, unit, integration and doc tests, and the virtual board's at high speed and SuperSpeed. A test that is
-    /// skipped on the board counts as failed.
+    /// Set-up, lint, unit, integration and doc tests, the virtual board's at high speed and SuperSpeed, and the short
+    /// form of `bench` against the kept table. A test that is skipped on the board counts as failed.
     Test(test::Args),
 }
 
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::DemoOnBoard(args) => demo::on_board(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::BenchCompare(args) => bench::compare(&args),
         Command::BenchOnBoard(args) => bench::on_this_board(&args),
         Command::Instructions(args) => instructions::run(args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(args),

@@ -7,17 +7,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use xshell::{Shell, cmd};
 
-use super::meter::Reading;
-use super::plan::{KIB, MIB, Pattern, Source, Test, float};
-use super::served::Served;
-use super::{Engine, OnBoardArgs, fio, image::Image};
+use super::plan::{KIB, MIB, Pattern, Scale, Source, Test, float};
+use super::served::{Medium, Served};
+use super::{Engine, OnBoardArgs, fio, image::Image, memory};
 
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
-
-/// How often a test is done. What else the board does now and then can only take from a run, never add to it, so the best of
-/// each figure is the one that repeats.
-const REPEATS: u32 = 3;
 
 /// What one run, or the best of several, came to.
 #[derive(Clone, Copy, Debug)]
@@ -42,16 +37,21 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     let shell = Shell::new()?;
     // It would read from the drive whenever a program that had it open for writing is done with it.
     cmd!(shell, "udevadm control --exit").quiet().run()?;
+    fio::meter_first(&shell)?;
     for &source in &args.sources {
+        if source.tests(args.speed, args.scale).is_empty() {
+            continue;
+        }
         let image = Image::make(&shell, source, &args.nfs)?;
-        let path = &image.path;
-        measure(&shell, args, source, &image, None, || {
-            Served::by_kernel(path, source.writable(), args.speed)
-        })?;
+        let medium = Medium { image: &image.path, writable: source.writable() };
+        measure(args, source, &image, None, || Served::by_kernel(&shell, medium, args.speed))?;
         for engine in args.engine.all() {
-            measure(&shell, args, source, &image, Some(engine), || {
-                Served::by_us(path, source.writable(), args.speed, engine)
+            measure(args, source, &image, Some(engine), || {
+                Served::by_us(&shell, &[&[medium]], args.speed, engine)
             })?;
+        }
+        if args.scale != Scale::Short {
+            memory::run(&shell, args, &image.path)?;
         }
         image.remove(&shell)?;
     }
@@ -60,7 +60,6 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
 
 /// All tests of one source with one server; `engine` is none for the kernel's.
 fn measure(
-    shell: &Shell,
     args: &OnBoardArgs,
     source: Source,
     image: &Image,
@@ -73,22 +72,24 @@ fn measure(
     let served = serve().with_context(context)?;
     let server = served.server()?;
     image.settle()?;
-    fio::run(shell, &served.disk, WARM_UP, 64 * KIB).with_context(context)?;
-    // fio's own start and end cost the board as much as some tests: known, and taken off.
+    let disk = served.disk()?;
+    let run = |test, amount| fio::run(disk, server, test, amount).with_context(context);
+    run(WARM_UP, 64 * KIB)?;
+    // What starting and ending a test costs the board: known, and taken off.
     let mut start = u64::MAX;
-    for _ in 0..2 * REPEATS {
-        let before = Reading::take(server)?;
-        fio::run(shell, &served.disk, WARM_UP, 4 * KIB).with_context(context)?;
-        start = start.min(Reading::take(server)?.since(before).board);
+    for _ in 0..WARM_UP.repeats(source) {
+        start = start.min(run(WARM_UP, 4 * KIB)?.used.board);
     }
-    for test in source.tests() {
-        let amount = test.amount(source, args.speed, args.quick);
-        let mut best: Option<Figures> = None;
-        for _ in 0..REPEATS {
+    for test in source.tests(args.speed, args.scale) {
+        let amount = test.amount(source, args.speed, args.scale);
+        for _ in 0..source.rehearsals() {
             image.settle()?;
-            let before = Reading::take(server)?;
-            let mb_s = fio::run(shell, &served.disk, test, amount).with_context(context)?;
-            let used = Reading::take(server)?.since(before);
+            run(test, amount)?;
+        }
+        let mut best: Option<Figures> = None;
+        for _ in 0..test.repeats(source) {
+            image.settle()?;
+            let fio::Outcome { mb_s, used } = run(test, amount)?;
             let figures = Figures { mb_s, serving: used.serving, board: used.board.saturating_sub(start) };
             best = Some(best.map_or(figures, |best| best.or_better(figures)));
         }
@@ -105,7 +106,7 @@ fn measure(
         println!("{line}");
     }
     if let Some(peak) = served.peak_memory()? {
-        println!("{}", json!({ "source": source.name(), "by": by, "peak_memory_kib": peak }));
+        println!("{}", json!({ "drives": "one drive", "by": by, "peak_memory_kib": peak }));
     }
     served.stop().with_context(context)
 }

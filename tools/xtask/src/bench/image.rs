@@ -4,20 +4,21 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::sync;
 use xshell::{Shell, cmd};
 
 use super::plan::{IMAGE, MIB, Source};
+use crate::wait::wait_for;
 
 const EXPORT: &str = "/run/bench-export";
 /// nfsd's own, and the one that mountd is told to use.
 const MOUNTD_PORT: &str = "20048";
 const DELAY: &str = "5ms";
+const LISTEN: Duration = Duration::from_secs(30);
 
 /// An image ready to be served.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Image {
         let context = || format!("cannot make the {} image", source.name());
         let mut daemons = Vec::new();
         match source {
-            Source::Tmpfs => cmd!(shell, "mount -t tmpfs -o size=96m bench {dir}").quiet().run(),
+            Source::Tmpfs => cmd!(shell, "mount -t tmpfs -o size=128m bench {dir}").quiet().run(),
             Source::Ext4 => on_ram_disk(shell, &dir),
             Source::Nfs => {
                 daemons = serve_nfs(shell, nfs, &dir).with_context(context)?;
@@ -97,7 +98,7 @@ fn serve_nfs(shell: &Shell, programs: &Path, dir: &Path) -> Result<Vec<Running>>
     cmd!(shell, "modprobe -a nfsd nfsv3 sch_netem").quiet().run()?;
     cmd!(shell, "ip link set lo up").quiet().run()?;
     fs::create_dir_all(EXPORT)?;
-    cmd!(shell, "mount -t tmpfs -o size=96m bench-export {EXPORT}").quiet().run()?;
+    cmd!(shell, "mount -t tmpfs -o size=128m bench-export {EXPORT}").quiet().run()?;
     for state in ["/var/lib/nfs/v4recovery", "/run/rpcbind"] {
         fs::create_dir_all(state)?;
     }
@@ -117,8 +118,8 @@ fn serve_nfs(shell: &Shell, programs: &Path, dir: &Path) -> Result<Vec<Running>>
     let (exportfs, nfsd) = (program("usr/sbin/exportfs"), program("usr/sbin/rpc.nfsd"));
     let mut daemons =
         vec![Running::start(Command::new(program("sbin/rpcbind")).args(["-f", "-w"]), &libraries)?];
-    let ready = |port: &str| std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok();
-    until("rpcbind to listen", || ready("111"))?;
+    let ready = |port: &str| std::net::TcpStream::connect(format!("127.0.0.1:{port}")).ok();
+    wait_for("rpcbind to listen", LISTEN, || Ok(ready("111")))?;
     cmd!(shell, "{exportfs} -o rw,async,no_root_squash,no_subtree_check,insecure,fsid=1 127.0.0.1:{EXPORT}")
         .quiet()
         .run()?;
@@ -128,23 +129,12 @@ fn serve_nfs(shell: &Shell, programs: &Path, dir: &Path) -> Result<Vec<Running>>
         Command::new(mountd).args(["--foreground", "--no-nfs-version", "4", "--port", MOUNTD_PORT]),
         &libraries,
     )?);
-    until("mountd to listen", || ready(MOUNTD_PORT))?;
+    wait_for("mountd to listen", LISTEN, || Ok(ready(MOUNTD_PORT)))?;
     let options = format!(
         "vers=3,proto=tcp,mountproto=tcp,addr=127.0.0.1,mountaddr=127.0.0.1,port=2049,mountport={MOUNTD_PORT},nolock"
     );
     cmd!(shell, "mount -i -t nfs -o {options} 127.0.0.1:{EXPORT} {dir}").quiet().run()?;
     Ok(daemons)
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) -> Result<()> {
-    let started = Instant::now();
-    while !done() {
-        if started.elapsed() > Duration::from_secs(30) {
-            bail!("waited in vain for {what}");
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// A program in the background; ended when dropped.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
@@ -79,15 +79,16 @@ fn idle() -> Result<u64> {
     Ok(idle.iter().chain(&waiting).sum())
 }
 
-/// The thread of f_mass_storage.
-pub(super) fn kernel_thread() -> Result<Pid> {
+/// The kernel's threads of this name.
+pub(super) fn threads(name: &str) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "file-storage") {
-            return Ok(Pid::from_raw(pid));
+        if fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name) {
+            found.push(Pid::from_raw(pid));
         }
     }
-    bail!("f_mass_storage has no thread `file-storage`")
+    Ok(found)
 }
 
 /// The most memory that a process has had resident, in KiB.

@@ -4,12 +4,15 @@
 //!   bench ─► vm (instructions as time, one CPU, a cable's bandwidth), once a link
 //!              └─► bench-on-board: a source ─► f_mass_storage, then ringdrived ─► fio on the host's side
 //!   table, JSON ◄── a JSON object for each test
+//!       └─► compare, with a table that was kept
 //! ```
 //! Both are measured in one boot, one after the other, on the same image file.
 
 mod board;
+mod compare;
 mod fio;
 mod image;
+mod memory;
 mod meter;
 mod plan;
 mod served;
@@ -29,10 +32,13 @@ use xshell::{Shell, cmd};
 
 use crate::vm::{self, Link, Speed};
 use crate::{project, setup};
-use plan::Source;
+use plan::{Scale, Source};
 
 /// The name of the hidden command that measures.
 pub(crate) const ON_BOARD: &str = "bench-on-board";
+
+/// The kept table, below the source tree's root.
+const KEPT: &str = "docs/performance.json";
 
 /// Real seconds for one board; all tests take about five minutes on an idle machine.
 const LIMIT_SECONDS: u64 = 3600;
@@ -47,8 +53,14 @@ pub(crate) struct Args {
     #[arg(long)]
     real_time: bool,
     /// Move a quarter of the bytes
-    #[arg(long)]
+    #[arg(long, conflicts_with = "short")]
     quick: bool,
+    /// Do only the tests that tell most, with all their bytes, in a third of the time
+    #[arg(long)]
+    short: bool,
+    /// Fail if a figure of ours is worse than in this table by more than 3 %; FILE is what --json wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "real_time"])]
+    compare: Option<PathBuf>,
     /// Which link
     #[arg(long, value_enum, default_value_t = Links::Both)]
     speed: Links,
@@ -60,6 +72,42 @@ pub(crate) struct Args {
     engine: Engines,
 }
 
+impl Args {
+    /// The short form against the kept table, as CI does it.
+    pub(crate) fn against_kept() -> Self {
+        Self {
+            json: None,
+            real_time: false,
+            quick: false,
+            short: true,
+            compare: Some(project::root().join(KEPT)),
+            speed: Links::Both,
+            sources: Source::value_variants().to_vec(),
+            engine: Engines::Aio,
+        }
+    }
+
+    fn scale(&self) -> Scale {
+        match (self.quick, self.short) {
+            (true, _) => Scale::Quick,
+            (_, true) => Scale::Short,
+            _ => Scale::Full,
+        }
+    }
+}
+
+/// The flags of `cargo xtask bench-compare`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CompareArgs {
+    /// What `bench --json` wrote
+    before: PathBuf,
+    /// The same of another run
+    after: PathBuf,
+    /// How many percent a figure may differ
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
+    within: f64,
+}
+
 /// What the board needs to know.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct OnBoardArgs {
@@ -69,8 +117,8 @@ pub(crate) struct OnBoardArgs {
     sources: Vec<Source>,
     #[arg(long, value_enum)]
     engine: Engines,
-    #[arg(long)]
-    quick: bool,
+    #[arg(long, value_enum)]
+    scale: Scale,
     /// Where the NFS server's programs are
     #[arg(long)]
     nfs: PathBuf,
@@ -138,6 +186,7 @@ fn link_name(speed: Speed) -> &'static str {
 /// `cargo xtask bench`.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let started = Instant::now();
+    let kept = args.compare.as_deref().map(compare::read).transpose()?;
     let kernel = setup::board(Link::Real)?.kernel.release;
     let nfs = setup::nfs_server()?;
     eprintln!("building the release binaries");
@@ -145,25 +194,34 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     shell.change_dir(project::root());
     cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
     let commit = cmd!(shell, "git describe --always --dirty --abbrev=12").quiet().ignore_stderr().read();
-    let mut rows = Vec::new();
-    let mut peak = 0;
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
     for speed in args.speed.all() {
-        let printed = on_board(args, speed, &nfs)?;
-        let (more, memory) = table::rows(&printed, speed, &args.sources, &args.engine.all())?;
-        rows.extend(more);
-        peak = peak.max(memory);
+        let printed = table::parse(&on_board(args, speed, &nfs)?);
+        rows.extend(table::rows(&printed, speed, args.scale(), &args.sources, &args.engine.all())?);
+        lines.extend(printed);
     }
     println!("{}", table::markdown(&rows));
+    for sentence in table::peaks(&lines) {
+        println!("{sentence}");
+    }
     let clock = if args.real_time { "this machine's clock" } else { "instructions as time" };
-    println!("Peak memory of ringdrived: {:.1} MiB.", plan::float(peak) / 1024.0);
     println!("Kernel {kernel}, commit {}, {clock}.", commit.unwrap_or_else(|_| "unknown".to_owned()));
+    let rows: Vec<Value> = rows.iter().map(table::Row::json).collect();
     if let Some(path) = &args.json {
-        let array: Vec<Value> = rows.iter().map(table::Row::json).collect();
-        let mut text = serde_json::to_string_pretty(&array)?;
+        let mut text = serde_json::to_string_pretty(&rows)?;
         text.push('\n');
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     eprintln!("{:.0} s in all", started.elapsed().as_secs_f64());
+    if let Some(kept) = kept {
+        compare::against_kept(&kept, &rows)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `cargo xtask bench-compare`.
+pub(crate) fn compare(args: &CompareArgs) -> Result<ExitCode> {
+    compare::two_runs(&compare::read(&args.before)?, &compare::read(&args.after)?, args.within)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -177,23 +235,25 @@ fn on_board(args: &Args, speed: Speed, nfs: &std::path::Path) -> Result<String> 
     eprintln!("booting the virtual board, {} speed", speed.name());
     let itself = env::current_exe().context("cannot tell where this program is")?;
     let sources: Vec<&str> = args.sources.iter().map(|source| source.name()).collect();
-    let value = args.engine.to_possible_value().context("an engine without a name")?;
+    let name = |value: Option<clap::builder::PossibleValue>| value.context("a value without a name");
+    let engine = name(args.engine.to_possible_value())?;
+    let scale = name(args.scale().to_possible_value())?;
     let mut command: Vec<OsString> = vec![itself.into(), ON_BOARD.into()];
-    for (flag, value) in
-        [("--speed", speed.name()), ("--source", &sources.join(",")), ("--engine", value.get_name())]
-    {
+    for (flag, value) in [
+        ("--speed", speed.name()),
+        ("--source", &sources.join(",")),
+        ("--engine", engine.get_name()),
+        ("--scale", scale.get_name()),
+    ] {
         command.extend([flag.into(), value.into()]);
     }
     command.extend(["--nfs".into(), nfs.into()]);
-    if args.quick {
-        command.push("--quick".into());
-    }
     let board = vm::Args {
         icount: !args.real_time,
         link: Link::Real,
         timeout: LIMIT_SECONDS,
-        // As on boards' kernels; Debian's default would zero every buffer of either side first.
-        append: vec!["init_on_alloc=0".to_owned()],
+        // As on boards' kernels: Debian's default would zero every buffer of either side first. And the same addresses each time.
+        append: ["init_on_alloc=0", "norandmaps"].map(str::to_owned).to_vec(),
         ..vm::Args::new(speed, command)
     };
     let mut printed = Vec::new();

@@ -1,33 +1,40 @@
 //! The two that are compared: a drive served by f_mass_storage, and one served by our daemon.
 
-use std::fs::{self, File};
+use std::fmt::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use xshell::Shell;
 
 use super::Engine;
 use super::meter::{self, Server};
+use crate::daemon::Daemon;
 use crate::vm::Speed;
+use crate::wait::wait_for;
 
 const GADGETS: &str = "/sys/kernel/config/usb_gadget";
 const GADGET: &str = "bench";
 /// Twelve digits, as Bulk-Only Transport wants them.
 const SERIAL: &str = "0123456789BE";
-const LOOK: Duration = Duration::from_millis(20);
 const APPEAR: Duration = Duration::from_secs(60);
-const STOP: Duration = Duration::from_secs(30);
+const FORGET: Duration = Duration::from_secs(30);
 
-/// A drive that the host sees; gone when dropped.
+/// What a drive serves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Medium<'a> {
+    pub(super) image: &'a Path,
+    pub(super) writable: bool,
+}
+
+/// Drives that the host sees; gone when dropped.
 #[derive(Debug)]
 pub(super) struct Served {
     by: By,
-    /// The host's block device.
-    pub(super) disk: PathBuf,
+    /// The host's block devices.
+    pub(super) disks: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -37,31 +44,54 @@ enum By {
 }
 
 impl Served {
-    pub(super) fn by_kernel(image: &Path, writable: bool, speed: Speed) -> Result<Self> {
-        let gadget = KernelGadget::new(image, writable, speed)?;
-        Self::appeared(By::Kernel(gadget), speed)
+    /// One drive of f_mass_storage.
+    pub(super) fn by_kernel(shell: &Shell, medium: Medium<'_>, speed: Speed) -> Result<Self> {
+        let gadget = KernelGadget::new(medium, speed)?;
+        Self::appeared(shell, By::Kernel(gadget), 1, speed)
     }
 
-    pub(super) fn by_us(image: &Path, writable: bool, speed: Speed, engine: Engine) -> Result<Self> {
-        let daemon = Daemon::start(image, writable, speed, engine)?;
-        Self::appeared(By::Ours(daemon), speed)
+    /// Drives of ours, for each function its own.
+    pub(super) fn by_us(
+        shell: &Shell,
+        functions: &[&[Medium<'_>]],
+        speed: Speed,
+        engine: Engine,
+    ) -> Result<Self> {
+        let dir = std::env::temp_dir();
+        let daemon = Daemon::start(&dir, &configuration(&dir, functions, speed, engine)?)?;
+        let drives = functions.iter().map(|drives| drives.len()).sum();
+        Self::appeared(shell, By::Ours(daemon), drives, speed)
     }
 
-    fn appeared(mut by: By, speed: Speed) -> Result<Self> {
-        let disk = wait_for("the host to find the drive", APPEAR, || {
+    fn appeared(shell: &Shell, mut by: By, drives: usize, speed: Speed) -> Result<Self> {
+        let disks = wait_for("the host to find the drives", APPEAR, || {
             if let By::Ours(daemon) = &mut by {
                 daemon.check()?;
             }
-            find_disk(speed)
+            let disks = find_disks(speed)?;
+            Ok((disks.len() == drives).then_some(disks))
         })?;
-        // The host would ask in between whether the medium is still there.
-        fs::write(block(&disk).join("events_poll_msecs"), "0")?;
-        Ok(Self { by, disk })
+        for disk in &disks {
+            // The host would ask in between whether the medium is still there.
+            fs::write(block(disk).join("events_poll_msecs"), "0")?;
+        }
+        for thread in meter::threads("usb-storage")? {
+            super::fio::host_first(shell, thread)?;
+        }
+        Ok(Self { by, disks })
+    }
+
+    /// The first drive, as the host knows it.
+    pub(super) fn disk(&self) -> Result<&Path> {
+        self.disks.first().map(PathBuf::as_path).context("no drive is served")
     }
 
     pub(super) fn server(&self) -> Result<Server> {
         match &self.by {
-            By::Kernel(_) => Ok(Server::Thread(meter::kernel_thread()?)),
+            By::Kernel(_) => {
+                let thread = meter::threads("file-storage")?.first().copied();
+                thread.map(Server::Thread).context("f_mass_storage has no thread `file-storage`")
+            }
             By::Ours(daemon) => Ok(Server::Process(daemon.pid()?)),
         }
     }
@@ -74,14 +104,37 @@ impl Served {
         }
     }
 
-    /// Takes the drive away from the host.
+    /// Takes the drives away from the host.
     pub(super) fn stop(self) -> Result<()> {
         match self.by {
             By::Kernel(gadget) => drop(gadget),
-            By::Ours(mut daemon) => daemon.stop()?,
+            By::Ours(mut daemon) => {
+                kill(daemon.pid()?, Signal::SIGTERM)?;
+                daemon.ended()?;
+            }
         }
-        wait_for("the host to forget the drive", STOP, || Ok((!self.disk.exists()).then_some(())))
+        wait_for("the host to forget the drives", FORGET, || {
+            Ok((!self.disks.iter().any(|disk| disk.exists())).then_some(()))
+        })
     }
+}
+
+fn configuration(dir: &Path, functions: &[&[Medium<'_>]], speed: Speed, engine: Engine) -> Result<String> {
+    let (socket, speed, engine) = (dir.join("control.sock"), speed.name(), engine.name());
+    let mut text = format!(
+        "[control]\nsocket = {socket:?}\n\n\
+         [gadget]\nname = {GADGET:?}\nserial = {SERIAL:?}\nmax_speed = {speed:?}\n"
+    );
+    for (index, drives) in functions.iter().enumerate() {
+        write!(text, "\n[[function]]\nname = \"usb{index}\"\nengine = {engine:?}\n")?;
+        for (number, Medium { image, writable }) in drives.iter().enumerate() {
+            write!(
+                text,
+                "\n[[function.drive]]\nname = \"flash{index}-{number}\"\nkind = \"disk\"\nimage = {image:?}\nrw = {writable}\n"
+            )?;
+        }
+    }
+    Ok(text)
 }
 
 fn block(disk: &Path) -> PathBuf {
@@ -92,8 +145,9 @@ fn attribute(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned()
 }
 
-/// The disk whose USB device has our serial number, when the host knows its size.
-fn find_disk(speed: Speed) -> Result<Option<PathBuf>> {
+/// The disks whose USB device has our serial number, and whose size the host knows.
+fn find_disks(speed: Speed) -> Result<Vec<PathBuf>> {
+    let mut disks = Vec::new();
     for entry in fs::read_dir("/sys/block")?.flatten() {
         let Ok(device) = fs::canonicalize(entry.path().join("device")) else { continue };
         let Some(usb) = device.ancestors().find(|dir| dir.join("idVendor").exists()) else { continue };
@@ -104,22 +158,9 @@ fn find_disk(speed: Speed) -> Result<Option<PathBuf>> {
         let link = attribute(usb, "speed");
         let wanted = if speed == Speed::Super { "5000" } else { "480" };
         ensure!(link == wanted, "the link runs at {link} Mbit/s instead of {wanted}");
-        return Ok(Some(disk));
+        disks.push(disk);
     }
-    Ok(None)
-}
-
-fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        if started.elapsed() > limit {
-            bail!("waited {} s in vain for {what}", limit.as_secs());
-        }
-        thread::sleep(LOOK);
-    }
+    Ok(disks)
 }
 
 /// f_mass_storage in a gadget of its own, by configfs.
@@ -129,14 +170,14 @@ struct KernelGadget {
 }
 
 impl KernelGadget {
-    fn new(image: &Path, writable: bool, speed: Speed) -> Result<Self> {
+    fn new(medium: Medium<'_>, speed: Speed) -> Result<Self> {
         let dir = Path::new(GADGETS).join(GADGET);
         let gadget = Self { dir };
-        gadget.compose(image, writable, speed).context("cannot make a gadget with f_mass_storage")?;
+        gadget.compose(medium, speed).context("cannot make a gadget with f_mass_storage")?;
         Ok(gadget)
     }
 
-    fn compose(&self, image: &Path, writable: bool, speed: Speed) -> Result<()> {
+    fn compose(&self, Medium { image, writable }: Medium<'_>, speed: Speed) -> Result<()> {
         let dir = &self.dir;
         let (function, configuration) = (dir.join("functions/mass_storage.0"), dir.join("configs/c.1"));
         fs::create_dir(dir)?;
@@ -172,69 +213,5 @@ impl Drop for KernelGadget {
         for part in ["configs/c.1", "functions/mass_storage.0", "strings/0x409", ""] {
             let _ = fs::remove_dir(self.dir.join(part));
         }
-    }
-}
-
-/// A running `ringdrived`.
-#[derive(Debug)]
-struct Daemon {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Daemon {
-    fn start(image: &Path, writable: bool, speed: Speed, engine: Engine) -> Result<Self> {
-        let dir = std::env::temp_dir();
-        let (config, log, socket) =
-            (dir.join("bench.toml"), dir.join("ringdrived.log"), dir.join("control.sock"));
-        let text = format!(
-            "[control]\nsocket = {socket:?}\n\n\
-             [gadget]\nname = {GADGET:?}\nserial = {SERIAL:?}\nmax_speed = {:?}\n\n\
-             [[function]]\nname = \"usb0\"\nengine = {:?}\n\n\
-             [[function.drive]]\nname = \"flash\"\nkind = \"disk\"\nimage = {image:?}\nrw = {writable}\n",
-            speed.name(),
-            engine.name(),
-        );
-        fs::write(&config, text)?;
-        let output = File::create(&log)?;
-        let child = Command::new("ringdrived")
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .context("cannot start ringdrived; is it built?")?;
-        Ok(Self { child, log })
-    }
-
-    fn pid(&self) -> Result<Pid> {
-        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
-    }
-
-    fn check(&mut self) -> Result<()> {
-        match self.child.try_wait()? {
-            None => Ok(()),
-            Some(status) => bail!("ringdrived ended, {status}; it said:\n{}", self.said()),
-        }
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        kill(self.pid()?, Signal::SIGTERM)?;
-        let status = wait_for("ringdrived to end", STOP, || Ok(self.child.try_wait()?))?;
-        ensure!(status.success(), "ringdrived ended with {status}; it said:\n{}", self.said());
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail when it has ended, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

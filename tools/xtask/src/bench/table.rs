@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::plan::Source;
+use super::plan::{Scale, Source, float};
 use super::{Engine, link_name};
 use crate::vm::Speed;
 
@@ -28,21 +28,26 @@ struct Figures {
     board: f64,
 }
 
-/// The rows of one board, in the order of the plan, and the daemon's peak memory in KiB.
+/// What the board printed, line for line; what is no JSON is not the board's.
+pub(super) fn parse(printed: &str) -> Vec<Value> {
+    printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The rows of one board, in the order of the plan.
 pub(super) fn rows(
-    printed: &str,
+    lines: &[Value],
     speed: Speed,
+    scale: Scale,
     sources: &[Source],
     engines: &[Engine],
-) -> Result<(Vec<Row>, u64)> {
-    let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &engine in engines {
         for &source in sources {
-            for test in source.tests() {
+            for test in source.tests(speed, scale) {
                 let name = test.name();
                 let by = |by: &str| {
-                    figures(&lines, source, &name, by)
+                    figures(lines, source, &name, by)
                         .with_context(|| format!("the board did not tell of {}, {name}, {by}", source.name()))
                 };
                 let (kernel, ours) = (by("kernel")?, by(engine.name())?);
@@ -51,8 +56,23 @@ pub(super) fn rows(
             }
         }
     }
-    let peak = lines.iter().filter_map(|line| line.get("peak_memory_kib")?.as_u64()).max().unwrap_or(0);
-    Ok((rows, peak))
+    Ok(rows)
+}
+
+/// The daemon's peak memory, a sentence for each set of drives.
+pub(super) fn peaks(lines: &[Value]) -> Vec<String> {
+    let mut peaks: Vec<(&str, u64)> = Vec::new();
+    for line in lines {
+        let Some(peak) = line.get("peak_memory_kib").and_then(Value::as_u64) else { continue };
+        let drives = line.get("drives").and_then(Value::as_str).unwrap_or("one drive");
+        match peaks.iter_mut().find(|(known, _)| *known == drives) {
+            Some((_, most)) => *most = peak.max(*most),
+            None => peaks.push((drives, peak)),
+        }
+    }
+    let sentence =
+        |(drives, peak)| format!("Peak memory of ringdrived: {:.1} MiB with {drives}.", float(peak) / 1024.0);
+    peaks.into_iter().map(sentence).collect()
 }
 
 fn figures(lines: &[Value], source: Source, test: &str, by: &str) -> Option<Figures> {
@@ -161,12 +181,16 @@ pub(super) fn markdown(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Engine, Source, Speed, markdown, rows};
+    use super::{Engine, Result, Row, Scale, Source, Speed, Value, markdown, parse, peaks};
 
-    fn printed() -> String {
+    fn rows(engine: Engine) -> Result<Vec<Row>> {
+        super::rows(&printed(), Speed::High, Scale::Full, &[Source::Nfs], &[engine])
+    }
+
+    fn printed() -> Vec<Value> {
         let mut printed = String::from("not JSON\n");
         for (by, speed, cpu) in [("kernel", 20.0, 1000.0), ("aio", 50.0, 500.0)] {
-            for test in Source::Nfs.tests() {
+            for test in Source::Nfs.tests(Speed::High, Scale::Full) {
                 let line = serde_json::json!({
                     "source": "nfs", "test": test.name(), "by": by,
                     "mb_s": speed, "cpu_us_per_mib": cpu, "board_us_per_mib": cpu * 2.0,
@@ -174,13 +198,17 @@ mod tests {
                 printed.push_str(&format!("{line}\n"));
             }
         }
-        printed + "{\"source\": \"nfs\", \"by\": \"aio\", \"peak_memory_kib\": 4096}\n"
+        for (drives, peak) in [("one drive", 4096), ("one drive", 2048), ("two drives", 8192)] {
+            let line = serde_json::json!({ "drives": drives, "by": "aio", "peak_memory_kib": peak });
+            printed.push_str(&format!("{line}\n"));
+        }
+        parse(&printed)
     }
 
     #[test]
     fn a_row_has_exactly_the_agreed_fields() {
-        let (rows, peak) = rows(&printed(), Speed::High, &[Source::Nfs], &[Engine::Aio]).unwrap();
-        assert_eq!((rows.len(), peak), (3, 4096));
+        let rows = rows(Engine::Aio).unwrap();
+        assert_eq!(rows.len(), 3);
         let expected = serde_json::json!({
             "link": "hs", "source": "nfs", "test": "sequential read 120 KiB",
             "kernel_mb_s": 20.0, "ours_mb_s": 50.0, "ratio": 2.5,
@@ -192,14 +220,20 @@ mod tests {
 
     #[test]
     fn a_missing_figure_is_an_error() {
-        let error = rows(&printed(), Speed::High, &[Source::Nfs], &[Engine::Sync]).unwrap_err();
+        let error = rows(Engine::Sync).unwrap_err();
         assert!(error.to_string().contains("sync"), "{error}");
     }
 
     #[test]
+    fn of_several_peaks_the_highest_counts() {
+        let expected = [("4.0", "one drive"), ("8.0", "two drives")]
+            .map(|(peak, drives)| format!("Peak memory of ringdrived: {peak} MiB with {drives}."));
+        assert_eq!(peaks(&printed()), expected);
+    }
+
+    #[test]
     fn every_line_of_the_table_is_as_long_as_the_first() {
-        let (rows, _) = rows(&printed(), Speed::High, &[Source::Nfs], &[Engine::Aio]).unwrap();
-        let table = markdown(&rows);
+        let table = markdown(&rows(Engine::Aio).unwrap());
         let lengths: Vec<usize> = table.lines().map(|line| line.chars().count()).collect();
         assert_eq!(lengths.len(), 5);
         assert!(lengths.windows(2).all(|pair| pair[0] == pair[1]), "{table}");

@@ -1,22 +1,21 @@
 //! Our side of the cable: the images, the daemon, and what is in the flash image at the end.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
 
 use super::files::FILES;
-use super::host::wait_for;
+use crate::daemon::Daemon;
 use crate::vm::Speed;
+use crate::wait::wait_for;
 
 /// The gadget's name in configfs.
 pub(crate) const GADGET: &str = "ringdrive-demo";
 const FLASH_SIZE: u64 = 64 * 1024 * 1024;
 const START: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(15);
 
 /// A new 64 MiB image with a FAT file system.
 pub(crate) fn make_flash(shell: &Shell, image: &Path) -> Result<()> {
@@ -45,36 +44,23 @@ pub(crate) fn check_flash(shell: &Shell, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A running `ringdrived`; killed if the demo ends early.
-pub(crate) struct Daemon {
-    child: Child,
+/// The daemon, and where it is asked.
+pub(crate) struct Serving {
+    daemon: Daemon,
     socket: PathBuf,
-    log: PathBuf,
 }
 
-impl Daemon {
+impl Serving {
     /// Starts the daemon and waits until it answers.
     pub(crate) fn start(shell: &Shell, dir: &Path, iso: &Path, flash: &Path, speed: Speed) -> Result<Self> {
-        let (config, log, socket) =
-            (dir.join("config.toml"), dir.join("ringdrived.log"), dir.join("control.sock"));
-        fs::write(&config, configuration(&socket, iso, flash, speed))?;
-        let output = File::create(&log)?;
-        let child = Command::new("ringdrived")
-            .arg("--config")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            .spawn()
-            .context("cannot start ringdrived; is it built?")?;
-        let mut daemon = Self { child, socket, log };
+        let socket = dir.join("control.sock");
+        let daemon = Daemon::start(dir, &configuration(&socket, iso, flash, speed))?;
+        let mut serving = Self { daemon, socket };
         wait_for("ringdrived to answer on its control socket", START, || {
-            if let Some(status) = daemon.child.try_wait()? {
-                bail!("ringdrived ended at once, {status}; it said:\n{}", daemon.log());
-            }
-            Ok(daemon.ask(shell, &["state", "--json"]).ok())
+            serving.daemon.check()?;
+            Ok(serving.ask(shell, &["state", "--json"]).ok())
         })?;
-        Ok(daemon)
+        Ok(serving)
     }
 
     /// Runs `ringdrive` with `arguments`; gives what it printed.
@@ -86,8 +72,7 @@ impl Daemon {
     /// Asks the daemon to end, and sees that it took its gadget with it.
     pub(crate) fn shut_down(&mut self, shell: &Shell) -> Result<()> {
         self.ask(shell, &["shutdown"])?;
-        let status = wait_for("ringdrived to end", STOP, || Ok(self.child.try_wait()?))?;
-        ensure!(status.success(), "ringdrived ended with {status}");
+        self.daemon.ended()?;
         let left = Path::new("/sys/kernel/config/usb_gadget").join(GADGET);
         ensure!(!left.exists(), "ringdrived left its gadget behind: {}", left.display());
         Ok(())
@@ -95,15 +80,7 @@ impl Daemon {
 
     /// What the daemon logged.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail when it has ended, which is as good.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.daemon.said()
     }
 }
 

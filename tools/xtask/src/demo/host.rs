@@ -3,41 +3,18 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use xshell::{Shell, cmd};
 
 use super::device::GADGET;
 use super::files::{FILES, sha256};
+use crate::wait::wait_for;
 
-/// sysfs and configfs tell of no change; this is how often we look.
-const LOOK: Duration = Duration::from_millis(50);
 const APPEAR: Duration = Duration::from_secs(60);
 const EJECT: Duration = Duration::from_secs(10);
-
-/// Looks until `look` finds something.
-///
-/// # Errors
-/// `look` fails, or finds nothing within `limit`.
-pub(crate) fn wait_for<T>(
-    what: &str,
-    limit: Duration,
-    mut look: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        if started.elapsed() > limit {
-            bail!("waited {} s in vain for {what}", limit.as_secs());
-        }
-        thread::sleep(LOOK);
-    }
-}
 
 /// The two drives as the host knows them.
 pub(crate) struct Drives {

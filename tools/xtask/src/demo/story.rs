@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use xshell::Shell;
 
-use super::device::{self, Daemon};
+use super::device::{self, Serving};
 use super::files::{self, FILES};
 use super::host::{self, Drives, Mount};
 use crate::vm::Speed;
@@ -20,7 +20,7 @@ pub(crate) fn tell(iso: &Path, speed: Speed) -> Result<()> {
     fs::copy(iso, &cd)?;
     device::make_flash(&shell, &flash)?;
     done("a new 64 MiB flash image with a FAT file system");
-    let mut daemon = Daemon::start(&shell, dir.path(), &cd, &flash, speed)?;
+    let mut daemon = Serving::start(&shell, dir.path(), &cd, &flash, speed)?;
     done("ringdrived serves memtest86+'s ISO as a CD, and the flash image read-write");
     let outcome = with_daemon(&shell, dir.path(), &cd, &flash, &mut daemon);
     if outcome.is_err() {
@@ -29,7 +29,7 @@ pub(crate) fn tell(iso: &Path, speed: Speed) -> Result<()> {
     outcome
 }
 
-fn with_daemon(shell: &Shell, dir: &Path, cd: &Path, flash: &Path, daemon: &mut Daemon) -> Result<()> {
+fn with_daemon(shell: &Shell, dir: &Path, cd: &Path, flash: &Path, daemon: &mut Serving) -> Result<()> {
     let drives = Drives::appear()?;
     let names = [&drives.cd, &drives.flash].map(|path| path.display());
     done(&format!("the host sees a CD {} and a disk {} at {} Mbit/s", names[0], names[1], drives.link));
