@@ -135,7 +135,7 @@ pub struct Loop {
 
 impl Loop {
     pub fn new() -> Self {
-        let quirks = Quirks { early_in: false, clear_halt_interrupts: false, largest_request: usize::MAX };
+        let quirks = Quirks { early_in: false, clear_halt_interrupts: false, refuse_every: 0 };
         let (bus, endpoints) = Bus::new(quirks);
         let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
         let options = FunctionOptions {

@@ -16,19 +16,24 @@ use crate::{
     units::{BlockSize, ByteLen, ByteOffset, ByteRange, Lba},
 };
 
-use super::pipes::{DATA_LEN, PipeError, Pipes};
+use super::{
+    pipes::{DATA_LEN, PipeError, Pipes},
+    prefetch::Head,
+};
 
 /// Reads under way at once.
 const WINDOW: usize = 4;
 /// The first chunk of a phase whose bytes are at hand, so that the link does not wait for the second.
-const FIRST_CHUNK: usize = 16 * 1024;
+pub(super) const FIRST_CHUNK: usize = 16 * 1024;
 /// By how much each chunk is larger than the one before, up to the largest.
-const GROWTH: usize = 8;
+const GROWTH: usize = 16;
 
 /// Requests queued to the host at once; with those in the window no more than there are buffers.
 const QUEUED: u32 = 8;
 /// One in so many of them wakes us to queue more. Divides [`QUEUED`], so that a full queue always has one.
 const WAKE_EVERY: u32 = 4;
+/// The last so many chunks of a phase fit into the queue anyway, and wake nobody.
+const UNHEARD: usize = 4;
 
 /// Where the bytes of the phase go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,17 +77,26 @@ pub(super) struct DataIn {
     window: [Option<Chunk>; WINDOW],
     first: u32,
     next: u32,
-    /// Every byte so far was in memory.
+    /// Every byte so far was in memory, so the next may be.
     immediate: bool,
+    /// A byte so far was not at hand.
+    waited: bool,
     /// Length of the next chunk while bytes are in memory.
     chunk: usize,
 }
 
 impl DataIn {
     /// For the first `len` bytes of `range`: the host may want fewer than the command has (BOT 1.0 §6.7.2, case 7).
-    pub(super) fn new(range: ByteRange, len: ByteLen, sink: Sink, residence: Residence) -> Self {
+    /// `head` is what has been brought of it already.
+    pub(super) fn new(
+        range: ByteRange,
+        len: ByteLen,
+        sink: Sink,
+        residence: Residence,
+        head: Option<Head>,
+    ) -> Self {
         let ahead = range.split_at(len).0;
-        Self {
+        let mut new = Self {
             sink,
             start: range.start(),
             ahead,
@@ -91,8 +105,30 @@ impl DataIn {
             first: 0,
             next: 0,
             immediate: residence != Residence::Remote,
+            waited: false,
             chunk: FIRST_CHUNK,
+        };
+        if let Some(head) = head {
+            new.begin_with(head);
         }
+        new
+    }
+
+    fn begin_with(&mut self, head: Head) {
+        let (Head::Ready { len, .. } | Head::Reading { len, .. }) = head;
+        let (here, rest) = self.ahead.split_at(len);
+        let len = here.len().to_usize();
+        let chunk = match head {
+            Head::Ready { buf, .. } => Chunk::Ready { buf, len },
+            Head::Reading { file, .. } => {
+                self.waited = true;
+                Chunk::Reading { file: file.to_usize(), len }
+            }
+        };
+        self.window = [Some(chunk), None, None, None];
+        self.next = 1;
+        self.chunk = DATA_LEN;
+        self.ahead = rest;
     }
 
     /// Bytes queued to the host, or verified.
@@ -105,9 +141,9 @@ impl DataIn {
         self.sink
     }
 
-    /// Whether every byte so far was in memory.
-    pub(super) fn immediate(&self) -> bool {
-        self.immediate
+    /// Whether a byte so far was not at hand when it was asked for.
+    pub(super) fn waited(&self) -> bool {
+        self.waited
     }
 
     /// The first block that has not been queued or verified.
@@ -151,11 +187,9 @@ impl DataIn {
                     self.first = self.first.wrapping_add(1);
                     self.moved += ByteLen::from(len).0;
                     let is_last = self.ahead.is_empty() && self.first == self.next;
-                    let wake = if !is_last && self.first.is_multiple_of(WAKE_EVERY) {
-                        Wake::Now
-                    } else {
-                        Wake::Later
-                    };
+                    let fits = self.ahead.len() <= ByteLen::from(DATA_LEN * UNHEARD);
+                    let wake =
+                        if !fits && self.first.is_multiple_of(WAKE_EVERY) { Wake::Now } else { Wake::Later };
                     match self.sink {
                         Sink::Host => pipes.send_data(buf, len, wake)?,
                         Sink::Nowhere => drop(buf),
@@ -205,7 +239,10 @@ impl DataIn {
                     }
                     let bytes = len.min(want.len()).to_usize();
                     match mover.read(&file, offset, buf, bytes, OpTag(self.next)) {
-                        Ok(()) => Chunk::Reading { file: bytes, len: want.len().to_usize() },
+                        Ok(()) => {
+                            self.waited = true;
+                            Chunk::Reading { file: bytes, len: want.len().to_usize() }
+                        }
                         // The ring is full: asked again after its next completion.
                         Err(_) => return,
                     }

@@ -40,6 +40,7 @@ use super::{
     data_in::DataIn,
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
+    prefetch::{PREFETCH, Prefetch},
     requests::{Loaded, SETTLE, Settling},
     statistics::{Clock, Statistics, Tally},
 };
@@ -148,6 +149,7 @@ pub struct Function<E, M> {
     pub(super) stopped: bool,
     events: EventSink,
     pub(super) clock: Clock,
+    pub(super) prefetch: Prefetch,
     pub(super) pipes: Pipes<E>,
     pub(super) phase: Phase,
     pub(super) open: Open,
@@ -189,6 +191,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             stopped: false,
             events,
             clock,
+            prefetch: Prefetch::default(),
             pipes,
             phase: Phase::Down,
             open: Open { lun: 0, opcode: 0, data: DataPhase::None, tally: None },
@@ -222,6 +225,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// Hands what was queued to the kernel. To be called once the events at hand are dealt with.
     pub fn flush(&mut self) {
         self.pipes.flush();
+        self.prefetch();
     }
 
     /// The time asked for by [`Function::timer`] has passed.
@@ -251,8 +255,23 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             self.settle_pipes(went);
             return self.serve();
         }
+        let went = if done.tag == PREFETCH {
+            match self.prefetch.done(done, (self.clock)()) {
+                Some(done) => self.command_moved(done),
+                // There may have been no room for a command's own read.
+                None => self.pump_in(),
+            }
+        } else {
+            self.command_moved(done)
+        };
+        let went = went.and_then(|()| self.start_held());
+        self.settle_pipes(went);
+        self.serve();
+    }
+
+    fn command_moved(&mut self, done: Moved) -> Result<(), PipeError> {
         self.mover.done();
-        let went = match done.op {
+        match done.op {
             MoveOp::Sync => self.synced(done.tag, done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {
@@ -268,10 +287,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 }
                 _ => Ok(()),
             },
-        };
-        let went = went.and_then(|()| self.start_held());
-        self.settle_pipes(went);
-        self.serve();
+        }
     }
 
     /// The bus changed.
@@ -464,6 +480,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             | Phase::Aborting(_) => {}
         }
         self.halt_again = false;
+        self.prefetch.discard();
         self.pipes.cancel(Pipe::In);
         self.pipes.cancel(Pipe::Out);
     }

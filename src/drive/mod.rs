@@ -12,6 +12,7 @@
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
 //! | `requests` | insert, eject, settings |
 //! | `statistics` | what is counted of each drive, and the one place where |
+//! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
 //! | `fault` | the one map from media faults to sense data |
 //! | `thread` | the real loop |
@@ -23,6 +24,7 @@ mod fault;
 pub mod function;
 mod phases;
 mod pipes;
+mod prefetch;
 mod read_ahead;
 mod requests;
 pub mod statistics;

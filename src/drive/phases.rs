@@ -125,6 +125,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             MediaOp::Flush | MediaOp::Load | MediaOp::Unload => None,
         };
         let lun = self.open.lun;
+        let head = match (op, range) {
+            (MediaOp::Read(_), Some(range)) => self.prefetched(lun, range),
+            _ => {
+                self.prefetch.discard();
+                None
+            }
+        };
         let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
         else {
             return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
@@ -132,7 +139,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let residence = loaded.image.residence();
         match (op, range, self.open.data) {
             (MediaOp::Read(blocks), Some(range), DataPhase::In { send }) => {
-                let data = DataIn::new(range, send.into(), data_in::Sink::Host, residence);
+                let data = DataIn::new(range, send.into(), data_in::Sink::Host, residence, head);
                 self.phase = Phase::In { data, pending };
                 self.note_first_read(lun, blocks.start().0);
                 let went = self.pump_in();
@@ -141,7 +148,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 went
             }
             (MediaOp::Verify(_), Some(range), _) => {
-                let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere, residence);
+                let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere, residence, None);
                 self.phase = Phase::In { data, pending };
                 self.pump_in()
             }
@@ -193,13 +200,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let block = loaded.map(|loaded| loaded.image.block_size());
         if let Some(loaded) = self.drive_mut(self.open.lun).and_then(|drive| drive.loaded.as_mut()) {
-            loaded.slow = !data.immediate();
+            loaded.slow |= data.waited();
         }
         let result = match progress {
             Progress::Fault(kind) => Err(self.fault(kind, Way::Read, block.map(|block| data.lba(block)))),
             Progress::Going | Progress::Done => {
                 if let Some(tally) = &mut self.open.tally {
-                    tally.had_all(data.immediate());
+                    tally.had_all(!data.waited());
                 }
                 Ok(())
             }

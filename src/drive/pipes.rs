@@ -31,8 +31,8 @@ const SMALL_LEN: usize = 8192;
 const SMALL_COUNT: usize = 12;
 /// The largest endpoint request: a multiple of every packet size. Where the kernel has no such memory, the engine makes pieces of it.
 pub(super) const DATA_LEN: usize = 256 * 1024;
-/// A window, and what is queued to the host, so that the next command finds buffers while the host still takes the last one's.
-const DATA_COUNT: usize = 12;
+/// A window, what is queued to the host, and what was brought for the next command.
+const DATA_COUNT: usize = 13;
 
 /// The pipe could not take a request, so the transfer cannot go on.
 #[derive(Debug)]
@@ -178,6 +178,11 @@ impl<M> Counted<M> {
 
     pub(super) fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    /// An operation that was started past the count belongs to a command now.
+    pub(super) fn adopt(&mut self) {
+        self.in_flight += 1;
     }
 
     /// One operation has come back.

@@ -22,15 +22,20 @@ pub(super) struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// A command reads `range`: what to ask for now, behind it. A good part of a window, or nothing.
-    pub(super) fn advance(&mut self, range: ByteRange) -> Option<ByteRange> {
+    /// A command reads `range`. Whether it goes on where the last one ended, and what to ask for now, behind it: a good part of a
+    /// window, or nothing.
+    pub(super) fn advance(&mut self, range: ByteRange) -> (bool, Option<ByteRange>) {
         let goes_on = range.start().0 == self.next;
         self.next = range.end().0;
         if !goes_on {
             self.window = 0;
             self.asked_to = 0;
-            return None;
+            return (false, None);
         }
+        (true, self.ask())
+    }
+
+    fn ask(&mut self) -> Option<ByteRange> {
         self.window = (self.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
         let from = self.asked_to.max(self.next);
         let to = self.next.checked_add(self.window)?;
@@ -46,7 +51,7 @@ mod tests {
 
     fn read(ahead: &mut ReadAhead, start: u64, len: u64) -> Option<(u64, u64)> {
         let range = ByteRange::new(ByteOffset(start), ByteLen(len)).unwrap();
-        ahead.advance(range).map(|hint| (hint.start().0, hint.end().0))
+        ahead.advance(range).1.map(|hint| (hint.start().0, hint.end().0))
     }
 
     #[test]

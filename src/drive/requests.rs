@@ -67,9 +67,10 @@ impl Loaded {
         self.image.file_for_sync().filter(|_| self.dirty).cloned()
     }
 
-    /// Asks the kernel for what a stream will read next, where its bytes were not in memory.
-    fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) {
-        let Some(mut hint) = self.stream.advance(range).filter(|_| self.slow) else { return };
+    /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
+    fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) -> bool {
+        let (goes_on, hint) = self.stream.advance(range);
+        let Some(mut hint) = hint.filter(|_| self.slow) else { return goes_on };
         while !hint.is_empty() {
             let (piece, rest) = hint.split_at(HINT_MAX);
             hint = rest;
@@ -77,6 +78,7 @@ impl Loaded {
                 mover.will_read(&file, offset, len);
             }
         }
+        goes_on
     }
 
     fn name(&self) -> String {
@@ -297,6 +299,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
+        self.prefetch.discard();
         let loaded = self.drive_mut(lun)?.loaded.take()?;
         let name = loaded.name();
         close(loaded.image);
@@ -335,8 +338,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn read_ahead(&mut self, lun: u8, range: ByteRange) {
         let drive = self.drives.get_mut(usize::from(lun));
-        if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut()) {
-            loaded.read_ahead(range, &mut self.mover);
+        if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut())
+            && loaded.read_ahead(range, &mut self.mover)
+        {
+            let slow = loaded.slow;
+            self.want_next(lun, range, slow);
         }
     }
 

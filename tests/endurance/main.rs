@@ -87,7 +87,7 @@ impl Life {
 fn a_million_commands_leave_memory_as_it_was() {
     let mut rng = Rng::with_seed(1);
     let parts = Parts {
-        quirks: bus::Quirks { early_in: false, clear_halt_interrupts: true, largest_request: usize::MAX },
+        quirks: bus::Quirks { early_in: false, clear_halt_interrupts: true, refuse_every: 0 },
         faults: media::Faults { errors: 0, shorts: 0, full: 0, delay_max: 1 << 20 },
         stall: StallPolicy::Auto,
         blocks: [256, 32],

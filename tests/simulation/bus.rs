@@ -19,8 +19,8 @@ pub struct Quirks {
     pub early_in: bool,
     /// dwc3: CLEAR_FEATURE(HALT) ends queued requests with EPIPE.
     pub clear_halt_interrupts: bool,
-    /// The kernel has no memory for requests above this size.
-    pub largest_request: usize,
+    /// The kernel has no memory for one in so many requests that are longer than a page, however small the pieces. 0: it always has.
+    pub refuse_every: u64,
 }
 
 impl Quirks {
@@ -28,7 +28,7 @@ impl Quirks {
         Self {
             early_in: rng.u8(..4) == 0,
             clear_halt_interrupts: rng.u8(..3) == 0,
-            largest_request: if rng.u8(..5) == 0 { 4096 << rng.u8(..4) } else { usize::MAX },
+            refuse_every: if rng.u8(..5) == 0 { rng.u64(20..200) } else { 0 },
         }
     }
 }
@@ -59,6 +59,7 @@ struct State {
     woken: bool,
     max_packet: Option<usize>,
     quirks: Quirks,
+    requests: u64,
     /// Requests refused for lack of memory.
     refused: u64,
 }
@@ -88,11 +89,17 @@ impl State {
         }
     }
 
+    fn is_out_of_memory(&mut self, len: usize) -> bool {
+        self.requests += u64::from(len > 4096);
+        len > 4096 && self.requests.checked_rem(self.quirks.refuse_every) == Some(0)
+    }
+
     fn submit(&mut self, pipe: Pipe, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {
         assert!(len <= buf.len(), "a request of {len} bytes in a buffer of {}", buf.len());
+        let is_refused = self.is_out_of_memory(len);
         let refusal = match self.max_packet {
             None => Some(TransferError::Disabled),
-            Some(_) if len > self.quirks.largest_request => Some(TransferError::NoMemory),
+            Some(_) if is_refused => Some(TransferError::NoMemory),
             Some(max_packet) => {
                 let whole = len > 0 && len.is_multiple_of(max_packet);
                 assert!(pipe == Pipe::In || whole, "OUT request of {len} bytes is not whole packets");
@@ -145,6 +152,7 @@ impl Bus {
             woken: false,
             max_packet: None,
             quirks,
+            requests: 0,
             refused: 0,
         };
         let state = Rc::new(RefCell::new(state));

@@ -382,6 +382,9 @@ impl Checker {
                 if matches!(expected, Expected::In(_)) && outcome.data.len() != whole {
                     return Err(format!("passed with {} of {whole} bytes", outcome.data.len()));
                 }
+                if self.disks[usize::from(job.lun)].stream.get() > 2 {
+                    self.mark("stream");
+                }
                 self.check_data(job, outcome)
             }
             What::Write { lba, count, id, durable } => {

@@ -90,6 +90,7 @@ impl Job {
     fn write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         let durable = rng.u8(..4) == 0;
         let (lba, count, cdb) = Self::transfer(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
+        disk.stream.set(0);
         let durable = durable && cdb.len() > 6;
         let len = u32::try_from(count * disk.block).unwrap();
         let moves = if len == 0 { Moves::None } else { Moves::Out(len) };
@@ -105,11 +106,16 @@ impl Job {
             _ => rng.usize(1..=disk.blocks()),
         };
         let count = size.min(disk.blocks());
-        let lba = match rng.u8(..4) {
+        let lba = match rng.u8(..8) {
+            // As a stream goes on.
+            4.. if disk.next.get() + count <= disk.blocks() => disk.next.get(),
             0 => disk.blocks() - count,
             1 => rng.usize(..=(disk.blocks() - count).min(16)),
             _ => rng.usize(..=disk.blocks() - count),
         };
+        let goes_on = lba == disk.next.get() && count > 0;
+        disk.stream.set(if goes_on { disk.stream.get() + 1 } else { 0 });
+        disk.next.set(lba + count);
         let flags = if fua { 8 } else { 0 };
         let [six, ten, twelve, sixteen] = opcodes;
         let (lba32, count32) = (u32::try_from(lba).unwrap(), u32::try_from(count).unwrap());

@@ -45,7 +45,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 35] = [
+const MUST_HAPPEN: [&str; 36] = [
     "FUA write",
     "broken off unseen",
     "bus reset",
@@ -77,6 +77,7 @@ const MUST_HAPPEN: [&str; 35] = [
     "reset recovery",
     "short data-out",
     "stall",
+    "stream",
     "sync",
     "unit attention",
     "unplugged",

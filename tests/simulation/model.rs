@@ -2,7 +2,7 @@
 //!
 //! Each sector's bytes name the write that put them there, so a wrong sector tells where it came from.
 
-use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
+use std::{cell::Cell, fs::File, os::unix::fs::FileExt, sync::Arc};
 
 /// The model's unit, in bytes; every block size is a multiple.
 pub const SECTOR: usize = 512;
@@ -17,6 +17,10 @@ pub struct Disk {
     pub file: Arc<File>,
     pub block: usize,
     pub writable: bool,
+    /// The block behind the last transfer.
+    pub next: Cell<usize>,
+    /// Reads since the last other transfer, each where the one before it ended.
+    pub stream: Cell<u32>,
 }
 
 /// The bytes that `write` puts into `sector`.
@@ -48,7 +52,14 @@ impl Disk {
     pub fn new(file: Arc<File>, blocks: usize, block: usize, writable: bool) -> Self {
         let sectors = blocks * block / SECTOR;
         file.write_all_at(&bytes_of(0, 0, sectors), 0).unwrap();
-        Self { sectors: vec![vec![0]; sectors], file, block, writable }
+        Self {
+            sectors: vec![vec![0]; sectors],
+            file,
+            block,
+            writable,
+            next: Cell::new(0),
+            stream: Cell::new(0),
+        }
     }
 
     pub fn blocks(&self) -> usize {
