@@ -89,7 +89,10 @@ impl Job {
 
     fn write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         let durable = rng.u8(..4) == 0;
+        let next = disk.next.get();
         let (lba, count, cdb) = Self::transfer(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
+        // Reads may go on with what has just been written.
+        disk.next.set(next);
         disk.stream.set(0);
         let durable = durable && cdb.len() > 6;
         let len = u32::try_from(count * disk.block).unwrap();
