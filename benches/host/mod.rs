@@ -123,7 +123,7 @@ pub fn image() -> Image {
 pub fn target() -> Target {
     let mut unit = Unit::new(Kind::Disk, identity());
     let blocks = Blocks(BLOCKS.into());
-    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false });
+    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false, thin: false });
     Target::new(vec![unit])
 }
 

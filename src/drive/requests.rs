@@ -198,6 +198,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             blocks: image.block_size().blocks_in(image.len()),
             block_size: image.block_size(),
             write_protected: !image.writable(),
+            thin: false,
         };
         let slow = image.residence() == Residence::Remote;
         let stream = ReadAhead::default();

@@ -37,7 +37,7 @@ pub(super) fn write(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<
         return Err(WRITE_PROTECTED);
     }
     // In WRITE(6) this bit belongs to the LBA.
-    let fua = cdb.opcode() >> 5 != 0 && cdb.bit::<1>(3);
+    let fua = !unit.modes.write_cache || cdb.opcode() >> 5 != 0 && cdb.bit::<1>(3);
     Ok(Outcome::Media(MediaOp::Write { range, fua }))
 }
 
@@ -55,7 +55,7 @@ pub(super) fn verify(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result
 /// up: the status comes when the data are durable.
 pub(super) fn synchronize_cache(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     range(unit, cdb)?;
-    Ok(if unit.writable() { Outcome::Media(MediaOp::Flush) } else { Outcome::Done })
+    Ok(if unit.may_hold_writes() { Outcome::Media(MediaOp::Flush) } else { Outcome::Done })
 }
 
 /// The last address. A medium without blocks has none; sources refuse to be that small.

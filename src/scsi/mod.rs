@@ -21,7 +21,9 @@
 mod attention;
 mod blocks;
 mod cdb;
+mod diagnostic;
 mod inquiry;
+mod limits;
 mod mode;
 mod mode_select;
 mod opcodes;
@@ -29,10 +31,12 @@ mod optical;
 mod pending;
 mod removable;
 mod report;
+mod reservation;
 mod response;
 pub mod sense;
 mod target;
 mod unit;
+mod vpd;
 
 pub use opcodes::{name_of, opcode_name};
 pub use pending::{Pending, PendingParameters};

@@ -166,12 +166,13 @@ impl Target {
     pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> Status {
         let (lun, kind) = (pending.lun, pending.list);
         pending.disarm();
-        let Some(unit) = self.unit(lun) else {
+        let Some(unit) = self.unit_mut(lun) else {
             return Status::CheckCondition;
         };
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
+            List::Reservation(action) => unit.reservations.accept(action, list),
         };
         self.conclude(lun, result)
     }
@@ -186,7 +187,8 @@ impl Target {
         pending.disarm();
     }
 
-    /// The transport was reset: each unit allows removal, forgets its sense data and raises unit attention 29/00.
+    /// The transport was reset: each unit allows removal, forgets its sense data and what MODE SELECT changed, and raises unit
+    /// attention 29/00.
     pub fn bus_reset(&mut self) {
         for unit in &mut self.units {
             unit.reset();
@@ -233,7 +235,10 @@ impl Target {
             return Err(Sense::in_cdb(u16::try_from(cdb.len()).unwrap_or(u16::MAX)));
         }
         let outcome = match opcode.handler {
-            Handler::Target(handler) => handler(self, &cdb, out),
+            Handler::Target(handler) => {
+                opcode.refuse_reserved(&cdb)?;
+                handler(self, &cdb, out)
+            }
             Handler::Unit(handler) => {
                 let unit = self.unit_mut(cdb.lun()).ok_or(LOGICAL_UNIT_NOT_SUPPORTED)?;
                 if opcode.under_attention == UnderAttention::Refused
@@ -241,6 +246,7 @@ impl Target {
                 {
                     return Err(sense);
                 }
+                opcode.refuse_reserved(&cdb)?;
                 if opcode.medium == MediumNeed::Present {
                     unit.ready()?;
                 }
