@@ -23,7 +23,7 @@ mod blocks;
 mod cdb;
 mod diagnostic;
 mod inquiry;
-mod limits;
+pub mod limits;
 mod mode;
 mod mode_select;
 mod opcodes;

@@ -5,6 +5,9 @@ use super::response::Response;
 use super::sense::Sense;
 use super::unit::{Identity, Kind, Unit};
 
+/// Hosts are told of no more, though more is taken: libiscsi's Inquiry.BlockLimits holds larger numbers for mistakes.
+const UNMAP_BLOCKS_TOLD: u32 = 0x10_0000;
+
 /// A vital product data page.
 struct Page {
     code: u8,
@@ -110,21 +113,19 @@ fn scsi_name(naa: u64, out: &mut Response<'_>) {
     out.zeros(4);
 }
 
-/// Transfers have no limit and no best size; WSNZ is zero, since a WRITE SAME of zero blocks means all that follow.
+/// No transfer has a best size; no prefetch is too long.
 fn block_limits(unit: &Unit, out: &mut Response<'_>) {
     let thin = thin(unit);
     let if_thin = |limit: u32| if thin { limit } else { 0 };
-    out.push(&[0, limits::COMPARE_AND_WRITE_BLOCKS_MAX]);
-    // Granularity, longest and best transfer, longest prefetch.
-    out.zeros(2 + 4 + 4 + 4);
-    out.be32(if_thin(limits::UNMAP_BLOCKS_MAX));
-    out.be32(if_thin(limits::UNMAP_DESCRIPTORS_MAX));
-    // Granularity and alignment of UNMAP: a file system gives back whole pages only, whatever is asked.
-    out.be32(if_thin(
-        unit.medium().map_or(0, |medium| limits::UNMAP_GRANULARITY / medium.block_size.bytes()),
-    ));
+    out.push(&[u8::from(limits::WRITE_SAME_NON_ZERO), limits::COMPARE_BLOCKS_MAX, 0, 0]);
+    out.be32(limits::TRANSFER_BLOCKS_MAX);
+    out.zeros(4 + 4);
+    out.be32(if_thin(limits::UNMAP_BLOCKS_MAX.min(UNMAP_BLOCKS_TOLD)));
+    out.be32(if_thin(u32::from(limits::UNMAP_DESCRIPTORS_MAX)));
+    out.be32(if_thin(unit.medium().map_or(0, |medium| limits::unmap_granularity(medium.block_size))));
+    // Alignment of UNMAP: not reported.
     out.be32(0);
-    out.be64(limits::WRITE_SAME_BLOCKS_MAX);
+    out.be64(u64::from(limits::WRITE_SAME_BLOCKS_MAX));
     out.zeros(20);
 }
 
