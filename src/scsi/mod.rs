@@ -8,6 +8,7 @@
 //!                          ──► Reply::Data        done, response bytes for the host
 //!                          ──► Reply::Media       the drive moves blocks ──► Target::complete   ──► Status
 //!                          ──► Reply::Parameters  the drive reads a list ──► Target::parameters ──► Status
+//!                                                                                               or Media again
 //! ```
 //!
 //! Invariants:
@@ -41,7 +42,7 @@ mod vpd;
 pub use opcodes::{name_of, opcode_name};
 pub use pending::{Pending, PendingParameters};
 pub use sense::{FieldPointer, Sense, SenseKey};
-pub use target::{LUNS_MAX, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
+pub use target::{LUNS_MAX, ListReply, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
 pub use unit::{Identity, InvalidIdentity, Kind, Medium, Occupied, Unit};
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::mode::{self, Modes, Page};
 use super::pending::List;
 use super::response::Response;
 use super::sense::{PARAMETER_LIST_LENGTH_ERROR, Sense};
-use super::target::Outcome;
+use super::target::{MediaOp, Outcome};
 use super::unit::Unit;
 
 /// Which header the list has.
@@ -44,7 +44,9 @@ fn ask(cdb: &Cdb, len: u32, list: List) -> Result<Outcome, Sense> {
 
 /// Checks a list, then does what it says. Mode data length and medium type are reserved here, and the device-specific
 /// parameter's bits cannot be set by the host, so the header's only meaning is its descriptors.
-pub(super) fn accept(unit: &mut Unit, form: Form, list: &[u8]) -> Result<(), Sense> {
+///
+/// Where the write cache is switched off, what is in it must be made durable first (SBC-3, caching mode page).
+pub(super) fn accept(unit: &mut Unit, form: Form, list: &[u8]) -> Result<Option<MediaOp>, Sense> {
     let (header_len, descriptor_len, long) = match (form, list) {
         (Form::Six, [_, _, _, len, ..]) => (4, usize::from(*len), false),
         (Form::Ten, [_, _, _, _, flags, _, high, low, ..]) => {
@@ -73,8 +75,9 @@ pub(super) fn accept(unit: &mut Unit, form: Form, list: &[u8]) -> Result<(), Sen
     if !rest.is_empty() {
         return Err(PARAMETER_LIST_LENGTH_ERROR);
     }
+    let switched_off = unit.modes.write_cache && !modes.write_cache;
     unit.modes = modes;
-    Ok(())
+    Ok((switched_off && unit.may_hold_writes()).then_some(MediaOp::Flush))
 }
 
 /// A number of blocks of all zeroes or all ones means the capacity as it is (SBC-3 §6.4.2).

@@ -71,6 +71,16 @@ pub enum Reply {
     },
 }
 
+/// How a command goes on once its parameter list is there.
+#[must_use]
+#[derive(Debug)]
+pub enum ListReply {
+    /// It is over.
+    Status(Status),
+    /// It needs the medium, and no more data. Answer with [`Target::complete`].
+    Media(MediaOp, Pending),
+}
+
 /// What a handler answers where it does not refuse.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -162,19 +172,23 @@ impl Target {
         self.conclude(lun, result)
     }
 
-    /// Ends a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
-    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> Status {
+    /// Goes on with a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
+    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> ListReply {
         let (lun, kind) = (pending.lun, pending.list);
         pending.disarm();
         let Some(unit) = self.unit_mut(lun) else {
-            return Status::CheckCondition;
+            return ListReply::Status(Status::CheckCondition);
         };
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
-            List::Reservation(action) => unit.reservations.accept(action, list),
+            List::Reservation(action) => unit.reservations.accept(action, list).map(|()| None),
         };
-        self.conclude(lun, result)
+        match result {
+            Ok(Some(op)) => ListReply::Media(op, Pending::new(lun, effect_of(op))),
+            Ok(None) => ListReply::Status(Status::Good),
+            Err(sense) => ListReply::Status(self.refuse(lun, sense)),
+        }
     }
 
     /// Gives up a command whose host is gone: reset, unplugged. The unit is as if it had not been sent.

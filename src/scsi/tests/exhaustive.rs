@@ -172,6 +172,12 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn take(target: &mut Target, pending: PendingParameters, list: &[u8]) {
+    if let ListReply::Media(_, pending) = target.parameters(pending, list) {
+        target.complete(pending, Ok(()));
+    }
+}
+
 fn play(target: &mut Target, step: Step) {
     let mut response = [0; RESPONSE_LEN_MAX];
     match step {
@@ -188,9 +194,7 @@ fn play(target: &mut Target, step: Step) {
                     assert_eq!(unit.medium().copied(), before);
                 }
             }
-            Reply::Parameters { pending, .. } => {
-                target.parameters(pending, &cdb);
-            }
+            Reply::Parameters { pending, .. } => take(target, pending, &cdb),
             Reply::Data { len } => assert!((1..=RESPONSE_LEN_MAX).contains(&len)),
             Reply::Status(Status::Good) => {
                 assert!(target.unit(lun).is_none_or(|unit| unit.last_sense().is_none()));
@@ -202,7 +206,7 @@ fn play(target: &mut Target, step: Step) {
         Step::List(list) => {
             let cdb = [0x55, 0x10, 0, 0, 0, 0, 0, 0, 64, 0];
             if let Reply::Parameters { pending, .. } = target.execute(0, &cdb, &mut response) {
-                target.parameters(pending, &list);
+                take(target, pending, &list);
             }
         }
         Step::Insert => target.unit_mut(0).unwrap().insert(disk_medium(64)),

@@ -27,8 +27,8 @@ fn submit(target: &mut Target, action: u8, kind: u8, list: &[u8]) -> Result<(), 
     let mut response = [0; RESPONSE_LEN_MAX];
     match target.execute(0, &[0x5F, action, kind, 0, 0, 0, 0, 0, 24, 0], &mut response) {
         Reply::Parameters { len: 24, pending } => match target.parameters(pending, list) {
-            Status::Good => Ok(()),
-            Status::CheckCondition => Err(target.unit(0).unwrap().last_sense().unwrap()),
+            ListReply::Status(Status::Good) => Ok(()),
+            _ => Err(target.unit(0).unwrap().last_sense().unwrap()),
         },
         other => panic!("{other:?}"),
     }

@@ -15,7 +15,14 @@ fn submit(target: &mut Target, cdb: &[u8], list: &[u8]) -> Result<(), Sense> {
     let mut response = [0; RESPONSE_LEN_MAX];
     let Reply::Parameters { len, pending } = target.execute(0, cdb, &mut response) else { panic!() };
     assert_eq!(usize::try_from(len).unwrap(), list.len());
-    match target.parameters(pending, list) {
+    let status = match target.parameters(pending, list) {
+        ListReply::Status(status) => status,
+        ListReply::Media(op, pending) => {
+            assert_eq!(op, MediaOp::Flush);
+            target.complete(pending, Ok(()))
+        }
+    };
+    match status {
         Status::Good => Ok(()),
         Status::CheckCondition => Err(target.unit(0).unwrap().last_sense().unwrap()),
     }
@@ -81,7 +88,19 @@ fn without_write_cache_every_write_is_durable_until_a_reset() {
     let mut list = data(&mut target, &[0x1A, 8, 0x08, 0, 192, 0]);
     list[..3].fill(0);
     list[6] = 0;
-    assert_eq!(select_6(&mut target, &list), Ok(()));
+    let flush = |target: &mut Target| {
+        let mut response = [0; RESPONSE_LEN_MAX];
+        let cdb = [0x15, 0x10, 0, 0, 24, 0];
+        let Reply::Parameters { pending, .. } = target.execute(0, &cdb, &mut response) else { panic!() };
+        match target.parameters(pending, &list) {
+            ListReply::Media(MediaOp::Flush, pending) => Some(target.complete(pending, Err(WRITE_ERROR))),
+            ListReply::Status(Status::Good) => None,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(flush(&mut target), Some(Status::CheckCondition), "what is cached must be stored first");
+    assert_eq!(request_sense(&mut target), (3, 0x0C, 0));
+    assert_eq!(flush(&mut target), None, "it is off already");
     let write = |fua| Answer::Media(MediaOp::Write { range: range(1, 1), fua });
     for cdb in [&[0x0A, 0, 0, 1, 1, 0][..], &[0x2A, 0, 0, 0, 0, 1, 0, 0, 1, 0]] {
         assert_eq!(send(&mut target, cdb), write(true));
