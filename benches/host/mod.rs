@@ -82,6 +82,11 @@ impl Mover for Immediate {
         self.done(tag, MoveOp::Sync, None, Ok(0));
         true
     }
+
+    fn punch(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen, tag: OpTag) -> bool {
+        self.done(tag, MoveOp::Punch, None, Ok(0));
+        true
+    }
 }
 
 pub fn identity() -> Identity {
@@ -123,7 +128,7 @@ pub fn image() -> Image {
 pub fn target() -> Target {
     let mut unit = Unit::new(Kind::Disk, identity());
     let blocks = Blocks(BLOCKS.into());
-    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false });
+    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false, thin: false });
     Target::new(vec![unit])
 }
 

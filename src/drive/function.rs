@@ -5,7 +5,7 @@
 //!   Down ──────────────► Idle ─────────────────► (scsi answers)
 //!     ▲                   ▲                        │
 //!     │ DISABLE,          │ CSW and the next       ├── no image needed ──────────────► end
-//!     │ from any phase    │ CBW read queued        ├── Held ─► In / Out / Sync ──────► end
+//!     │ from any phase    │ CBW read queued        ├── Held ─► In/Out/Compound/Sync ─► end
 //!     │                   │                        └── Out (parameters, or dropped) ─► end
 //!   Aborting ◄────────────┤
 //!     │  ▲                └── end ◄── Stalling: the IN pipe runs dry, is halted
@@ -37,6 +37,7 @@ use crate::{
 
 use super::{
     command::{DriveIndex, Event, HostState, Request},
+    compound::Compound,
     data_in::DataIn,
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
@@ -102,6 +103,8 @@ pub(super) struct Open {
 pub(super) enum OutEnd {
     /// The command was answered before; the bytes are dropped.
     Answered(Status),
+    /// As before; so many bytes had been taken by then.
+    Moved { status: Status, moved: u32 },
     /// The image took them.
     Write(Pending),
     /// They are a parameter list.
@@ -117,6 +120,7 @@ pub(super) enum Phase {
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
     Out { data: DataOut, end: OutEnd },
+    Compound { data: Compound, pending: Pending },
     Sync { pending: Pending, unload: bool },
     Stalling { csw: [u8; CSW_LEN] },
     Broken { in_halted: bool, out_halted: bool },
@@ -259,15 +263,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     data.read_done(done);
                     self.pump_in()
                 }
-                _ => Ok(()),
+                _ => self.compound_moved(done),
             },
             MoveOp::Write => match &mut self.phase {
                 Phase::Out { data, .. } => {
                     data.written(&done);
                     self.pump_out()
                 }
-                _ => Ok(()),
+                _ => self.compound_moved(done),
             },
+            MoveOp::Punch => self.compound_moved(done),
         };
         let went = went.and_then(|()| self.start_held());
         self.settle_pipes(went);
@@ -360,6 +365,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 (Pipe::In, _) => {
                     drop(done);
                     self.pump_in()?;
+                    self.pump_compound()?;
                     self.try_halt()
                 }
             },
@@ -452,13 +458,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn abandon(&mut self, next: Phase) {
         self.count_aborted();
         match std::mem::replace(&mut self.phase, next) {
-            Phase::Held { pending, .. } | Phase::In { pending, .. } | Phase::Sync { pending, .. } => {
-                self.target.abandon(pending);
-            }
+            Phase::Held { pending, .. }
+            | Phase::In { pending, .. }
+            | Phase::Compound { pending, .. }
+            | Phase::Sync { pending, .. } => self.target.abandon(pending),
             Phase::Out { end, .. } => match end {
                 OutEnd::Write(pending) => self.target.abandon(pending),
                 OutEnd::List(pending) => self.target.abandon_parameters(pending),
-                OutEnd::Answered(_) => {}
+                OutEnd::Answered(_) | OutEnd::Moved { .. } => {}
             },
             Phase::Down
             | Phase::Idle

@@ -30,6 +30,9 @@ pub(super) const SETTLE: OpTag = OpTag(u32::MAX);
 /// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
 const HINT_MAX: ByteLen = ByteLen(128 * 1024);
 
+/// The most that a PRE-FETCH brings: eight hints, which leaves room on the ring for what cannot do without.
+const PREFETCH_MAX: ByteLen = ByteLen(1024 * 1024);
+
 /// An image in a drive.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -69,7 +72,17 @@ impl Loaded {
 
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory.
     fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) {
-        let Some(mut hint) = self.stream.advance(range).filter(|_| self.slow) else { return };
+        if let Some(hint) = self.stream.advance(range).filter(|_| self.slow) {
+            self.hint(hint, mover);
+        }
+    }
+
+    /// The host will read these bytes soon. No more than a stream has ahead is asked for.
+    pub(super) fn prefetch(&self, range: ByteRange, mover: &mut impl Mover) {
+        self.hint(range.split_at(PREFETCH_MAX).0, mover);
+    }
+
+    fn hint(&self, mut hint: ByteRange, mover: &mut impl Mover) {
         while !hint.is_empty() {
             let (piece, rest) = hint.split_at(HINT_MAX);
             hint = rest;
@@ -198,6 +211,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             blocks: image.block_size().blocks_in(image.len()),
             block_size: image.block_size(),
             write_protected: !image.writable(),
+            thin: image.thin(),
         };
         let slow = image.residence() == Residence::Remote;
         let stream = ReadAhead::default();

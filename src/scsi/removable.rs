@@ -3,7 +3,8 @@
 use super::cdb::Cdb;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
-use super::target::{MediaOp, Outcome};
+use super::media_op::MediaOp;
+use super::target::Outcome;
 use super::unit::{Kind, Unit};
 
 /// The opcode table has asked already.

@@ -132,6 +132,8 @@ pub struct Medium {
     pub block_size: BlockSize,
     /// Whether writes are refused. Optical units refuse them anyway.
     pub write_protected: bool,
+    /// Whether unmapped blocks give their storage back and read as zeroes (SBC-3 §4.7, logical block provisioning).
+    pub thin: bool,
 }
 
 /// A media event that GET EVENT STATUS NOTIFICATION reports once (MMC-6).

@@ -20,11 +20,11 @@ fn identity() -> Identity {
 }
 
 fn disk_medium(blocks: u64) -> Medium {
-    Medium { blocks: Blocks(blocks), block_size: BlockSize::B512, write_protected: false }
+    Medium { blocks: Blocks(blocks), block_size: BlockSize::B512, write_protected: false, thin: true }
 }
 
 fn disc(blocks: u64) -> Medium {
-    Medium { blocks: Blocks(blocks), block_size: BlockSize::B2048, write_protected: true }
+    Medium { blocks: Blocks(blocks), block_size: BlockSize::B2048, write_protected: true, thin: false }
 }
 
 /// A target of one unit whose unit attentions have been told.
