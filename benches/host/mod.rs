@@ -142,7 +142,13 @@ impl Loop {
     pub fn new() -> Self {
         let quirks = Quirks { early_in: false, clear_halt_interrupts: false, largest_request: usize::MAX };
         let (bus, endpoints) = Bus::new(quirks);
-        let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
+        let drive = DriveOptions {
+            name: "flash".into(),
+            kind: Kind::Disk,
+            identity: identity(),
+            rw: true,
+            block_size: BlockSize::B512,
+        };
         let options = FunctionOptions {
             name: "bench".into(),
             first: DriveIndex(0),

@@ -322,7 +322,9 @@ impl Compound {
     fn punch(&mut self, image: &dyn Medium, mover: &mut impl Mover) -> Option<()> {
         let here = match self.list {
             None => (self.punched == 0).then_some(self.whole),
-            Some(list) => list.range(self.host_bytes(), self.punched).and_then(|range| self.block.byte_range(range)),
+            Some(list) => {
+                list.range(self.host_bytes(), self.punched).and_then(|range| self.block.byte_range(range))
+            }
         };
         let Some(here) = here else {
             self.step = Step::Done(Ok(()));

@@ -33,6 +33,7 @@ use crate::{
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
+    units::BlockSize,
 };
 
 use super::{
@@ -61,6 +62,8 @@ pub struct DriveOptions {
     pub identity: Identity,
     /// Whether images are inserted writable by default.
     pub rw: bool,
+    /// Its logical block length while it is a disk.
+    pub block_size: BlockSize,
 }
 
 /// A function as configured.
@@ -81,6 +84,7 @@ pub struct FunctionOptions {
 pub(super) struct Drive {
     pub(super) name: String,
     pub(super) rw: bool,
+    pub(super) block_size: BlockSize,
     pub(super) loaded: Option<Loaded>,
     /// As last told by an event.
     pub(super) prevented: bool,
@@ -175,9 +179,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let mover = mover(&pipes.pools())?;
         let units =
             options.drives.iter().map(|drive| Unit::new(drive.kind, drive.identity.clone())).collect();
-        let drive = |DriveOptions { name, rw, .. }| {
+        let drive = |DriveOptions { name, rw, block_size, .. }| {
             let statistics = Statistics::new();
-            Drive { name, rw, loaded: None, prevented: false, statistics }
+            Drive { name, rw, block_size, loaded: None, prevented: false, statistics }
         };
         Ok(Self {
             name: options.name,
@@ -266,7 +270,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 _ => self.compound_moved(done),
             },
             MoveOp::Write => match &mut self.phase {
-                Phase::Out { data, .. } => {
+                // What is only received and dropped may meet the last writes of an abandoned command.
+                Phase::Out { data, end: OutEnd::Write(_) } => {
                     data.written(&done);
                     self.pump_out()
                 }

@@ -218,11 +218,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn send_lba_status(&mut self, status: &[u8], send: u32, pending: Pending) -> Result<(), PipeError> {
+        // First, because the pipe may be gone.
+        let ended = self.target.complete(pending, Ok(()));
         let mut response = self.pipes.small()?;
         response.iter_mut().zip(status).for_each(|(to, byte)| *to = *byte);
         self.pipes.send_data(response, ByteLen::from(send).to_usize(), Wake::Later)?;
-        let status = self.target.complete(pending, Ok(()));
-        self.end(status, send)
+        self.end(ended, send)
     }
 
     /// Answers a command that moved nothing.

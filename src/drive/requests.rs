@@ -114,10 +114,10 @@ fn close(image: Image) {
     }
 }
 
-/// The block length of what a drive of this kind holds.
-pub fn block_size(kind: Kind) -> BlockSize {
+/// The block length of what a drive of this kind holds, with blocks of `disk` bytes if it is a disk.
+pub fn block_size(kind: Kind, disk: BlockSize) -> BlockSize {
     match kind {
-        Kind::Disk => BlockSize::B512,
+        Kind::Disk => disk,
         Kind::Optical => BlockSize::B2048,
     }
 }
@@ -170,6 +170,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     function: self.name.clone(),
                     lun,
                     kind: unit.map_or(Kind::Disk, scsi::Unit::kind),
+                    block_size: block_size(unit.map_or(Kind::Disk, scsi::Unit::kind), drive.block_size),
                     image: drive.loaded.as_ref().map(Loaded::state),
                     rw: drive.rw,
                     prevented: unit.is_some_and(scsi::Unit::prevented),
@@ -201,7 +202,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if let Some(loaded) = &drive.loaded {
             return Err(Refusal::Occupied(loaded.name()));
         }
-        if image.block_size() != block_size(kind) {
+        if image.block_size() != block_size(kind, drive.block_size) {
             return Err(Refusal::KindChanged);
         }
         if kind == Kind::Optical && image.writable() {

@@ -26,7 +26,9 @@ use nix::{
     unistd::{Whence, lseek},
 };
 
-use super::{Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX};
+use super::{
+    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX,
+};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// What an image is opened for.

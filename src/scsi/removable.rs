@@ -1,9 +1,9 @@
 //! Readiness, the tray and the lock: TEST UNIT READY, START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL.
 
 use super::cdb::Cdb;
+use super::media_op::MediaOp;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
-use super::media_op::MediaOp;
 use super::target::Outcome;
 use super::unit::{Kind, Unit};
 

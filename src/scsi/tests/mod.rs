@@ -9,6 +9,7 @@ mod disk;
 mod exhaustive;
 mod identify;
 mod optical;
+mod provisioning;
 mod select;
 
 use super::sense::Sense;
