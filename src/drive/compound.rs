@@ -5,8 +5,8 @@
 //!    ▲  │        ├─► VERIFY, BYTCHK 11b ─────────────► Compare piece by piece ─────► Done
 //!    └──┘        ├─► WRITE AND VERIFY ─────► Write ──► Compare ─► Take the next piece, or Done
 //!   until the    ├─► COMPARE AND WRITE ────► Compare ─► Write ───────────────────► Done
-//!   bytes are    ├─► WRITE SAME ───────────► Write piece by piece, or Punch ─────► Done
-//!   there        └─► UNMAP ────────────────► Punch range by range ───────────────► Done
+//!   bytes are    ├─► WRITE SAME ───────────► Write piece by piece, or Punch ─► Store ─► Done
+//!   there        └─► UNMAP ────────────────► Punch range by range ──────────► Store ─► Done
 //!                                 any step ─► Done, with what went wrong
 //! ```
 //! One thing is under way at a time, with the OUT pipe or with the ring, and no more than two buffers are in use. Nothing here is
@@ -42,6 +42,8 @@ enum Step {
     Write,
     /// Make a hole.
     Punch,
+    /// Make it durable, where that is promised.
+    Store,
     /// Nothing.
     Done(Result<(), Failure>),
 }
@@ -122,6 +124,7 @@ impl Compound {
                 Step::Compare => self.compare(image, mover, pipes),
                 Step::Write => self.write(image, mover),
                 Step::Punch => self.punch(image, mover),
+                Step::Store => self.store(image, mover),
                 Step::Done(result) => return Ok(Some(result)),
             };
             // All buffers are in use: again when one of them comes back.
@@ -327,7 +330,7 @@ impl Compound {
             }
         };
         let Some(here) = here else {
-            self.step = Step::Done(Ok(()));
+            self.step = Step::Store;
             return Some(());
         };
         self.punched += 1;
@@ -363,7 +366,8 @@ impl Compound {
                 self.written(len);
             }
             (MoveOp::Write, Ok(_), _) => self.fail(FaultKind::NoSpace, way),
-            (MoveOp::Punch | MoveOp::Sync, Ok(_), _) => {}
+            (MoveOp::Punch, Ok(_), _) => {}
+            (MoveOp::Sync, Ok(_), _) => self.step = Step::Done(Ok(())),
         }
     }
 
@@ -374,8 +378,20 @@ impl Compound {
         }
         self.ahead = self.ahead.split_at(len).1;
         if self.ahead.is_empty() {
-            self.step = Step::Done(Ok(()));
+            self.step = Step::Store;
         }
+    }
+
+    /// Single writes are durable by themselves where they must be.
+    fn store(&mut self, image: &dyn Medium, mover: &mut impl Mover) -> Option<()> {
+        let durable =
+            matches!(self.op, Op::WriteSame { durable: true, .. } | Op::Unmap { durable: true, .. });
+        match image.file_for_sync().filter(|_| durable) {
+            None => self.step = Step::Done(Ok(())),
+            Some(file) if mover.sync(file, OpTag(0)) => self.waiting = true,
+            Some(_) => self.fail(FaultKind::Interrupted, Way::Write),
+        }
+        Some(())
     }
 
     fn fail(&mut self, kind: FaultKind, way: Way) {
@@ -411,6 +427,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     pub(super) fn compound_moved(&mut self, done: Moved) -> Result<(), PipeError> {
+        if let (MoveOp::Sync, Err(error)) = (done.op, &done.result) {
+            self.note_lost(self.open.lun, error);
+        }
         let Phase::Compound { data, .. } = &mut self.phase else { return Ok(()) };
         data.moved(done);
         self.pump_compound()

@@ -98,6 +98,8 @@ pub(super) struct Open {
     pub(super) opcode: u8,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
+    /// Bytes of its parameter list, once that is there.
+    pub(super) listed: u32,
     /// What is to be counted of it; `None` once it is.
     pub(super) tally: Option<Tally>,
 }
@@ -199,7 +201,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             clock,
             pipes,
             phase: Phase::Down,
-            open: Open { lun: 0, opcode: 0, data: DataPhase::None, tally: None },
+            open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
             halt_again: false,
         })
     }
@@ -261,6 +263,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         self.mover.done();
         let went = match done.op {
+            MoveOp::Sync if matches!(self.phase, Phase::Compound { .. }) => self.compound_moved(done),
             MoveOp::Sync => self.synced(done.tag, done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {

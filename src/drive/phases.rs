@@ -6,7 +6,7 @@
 //!          │                         ├─► Out ── all stored ────────────────► end
 //!          │                         ├─► Compound ── done ─► (Out, dropped) ► end
 //!          │                         └─► Sync ─ stored ──────────► conclude ─┘
-//!          └──► Out (parameter list) ──────────────────────────────────────► end
+//!          └──► Out (parameter list) ──► Held ─► Sync ──► or at once ──────► end
 //! ```
 //! `conclude` first takes and drops what the host insists on sending. Called by `function`, which owns the state.
 
@@ -17,7 +17,7 @@ use crate::{
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
     media::{Allocation, FaultKind, Medium as _},
     ring::{Mover, OpTag, pool::Buf},
-    scsi::{Compound, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
+    scsi::{Compound, ListReply, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
     units::{BlockRange, Blocks, ByteLen, ByteRange, Lba},
 };
 
@@ -40,7 +40,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
         let lun = command.lun.0;
         let opcode = command.cdb.first().copied().unwrap_or_default();
-        self.open = Open { lun, opcode, data: DataPhase::None, tally: Some(self.tally(opcode)) };
+        self.open = Open { lun, opcode, data: DataPhase::None, listed: 0, tally: Some(self.tally(opcode)) };
         let mut response = self.pipes.small()?;
         match self.target.execute(lun, &command.cdb, &mut response) {
             Reply::Status(status) => self.answer(status, Intent::None, None),
@@ -308,7 +308,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             OutEnd::List(pending) => {
                 let list = data.into_list();
                 let bytes = list.as_ref().and_then(|(buf, len)| buf.get(..*len)).unwrap_or_default();
-                self.target.parameters(pending, bytes)
+                match self.target.parameters(pending, bytes) {
+                    ListReply::Status(status) => status,
+                    ListReply::Media(op, pending) => {
+                        self.open.listed = moved;
+                        self.phase = Phase::Held { op, pending };
+                        return self.start_held();
+                    }
+                }
             }
         };
         self.end(status, moved)
@@ -342,16 +349,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.conclude(status)
     }
 
-    /// Ends a command of which nothing was transferred yet: what the host insists on sending is read and dropped
+    /// Ends a command of which nothing but a parameter list was transferred yet: what the host insists on sending is read and dropped
     /// (BOT 1.0 §6.7.3, which allows it; halting OUT would race with what is on its way).
     fn conclude(&mut self, status: Status) -> Result<(), PipeError> {
         match self.open.data {
-            DataPhase::Out { receive, .. } => {
+            DataPhase::Out { receive, .. } if self.open.listed == 0 => {
                 let data = DataOut::new(receive, 0, data_out::Sink::Nowhere);
                 self.phase = Phase::Out { data, end: OutEnd::Answered(status) };
                 self.pump_out()
             }
-            DataPhase::None | DataPhase::In { .. } => self.end(status, 0),
+            DataPhase::None | DataPhase::In { .. } | DataPhase::Out { .. } => {
+                self.end(status, self.open.listed)
+            }
         }
     }
 

@@ -48,7 +48,7 @@ pub(super) fn write(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<
         return Err(WRITE_PROTECTED);
     }
     // In WRITE(6) this bit belongs to the LBA.
-    let fua = cdb.opcode() >> 5 != 0 && cdb.bit::<1>(3);
+    let fua = !unit.modes.write_cache || cdb.opcode() >> 5 != 0 && cdb.bit::<1>(3);
     Ok(Outcome::Media(MediaOp::Write { range, fua }))
 }
 
@@ -99,7 +99,7 @@ pub(super) fn compare_and_write(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>
     if !unit.writable() {
         return Err(WRITE_PROTECTED);
     }
-    let fua = cdb.bit::<1>(3);
+    let fua = !unit.modes.write_cache || cdb.bit::<1>(3);
     Ok(Outcome::Media(MediaOp::Compound(Compound::CompareAndWrite { range, fua })))
 }
 
@@ -119,7 +119,7 @@ pub(super) fn prefetch(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Resu
 /// not wait for it; should it fail then, the next flush does.
 pub(super) fn synchronize_cache(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     range(unit, cdb)?;
-    Ok(match (unit.writable(), cdb.bit::<1>(1)) {
+    Ok(match (unit.may_hold_writes(), cdb.bit::<1>(1)) {
         (false, _) => Outcome::Done,
         (true, true) => Outcome::Media(MediaOp::FlushSoon),
         (true, false) => Outcome::Media(MediaOp::Flush),

@@ -48,6 +48,11 @@ impl Cdb {
         self.byte::<0>()
     }
 
+    /// All sixteen bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn field<const AT: usize, const LEN: usize>(&self) -> [u8; LEN] {
         const { assert!(AT + LEN <= CDB_LEN_MAX, "the field lies within the CDB") };
         self.bytes.get(AT..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; LEN])

@@ -64,11 +64,15 @@ pub enum Compound {
         zeroes: bool,
         /// The storage of blocks that are to be zeroes is to be given back. Of thin media only.
         unmap: bool,
+        /// Whether it must be durable before the status is sent.
+        durable: bool,
     },
     /// Receive a list of ranges and give their storage back: check it as an [`UnmapList`](super::UnmapList).
     Unmap {
         /// Its length in bytes, at least 8.
         list_len: u16,
+        /// Whether it must be durable before the status is sent.
+        durable: bool,
     },
 }
 
@@ -81,7 +85,7 @@ impl Compound {
             Self::CompareEach(_) | Self::WriteSame { zeroes: false, .. } => blocks(1),
             Self::CompareAndWrite { range, .. } => blocks(range.count().0.checked_mul(2)?),
             Self::WriteSame { zeroes: true, .. } => Some(0),
-            Self::Unmap { list_len } => Some(u64::from(list_len)),
+            Self::Unmap { list_len, .. } => Some(u64::from(list_len)),
         }
     }
 

@@ -39,7 +39,10 @@ pub(super) fn unmap(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<
         1..8 => Err(PARAMETER_LIST_LENGTH_ERROR),
         len if len > LIST_LEN_MAX => Err(Sense::in_cdb(7)),
         _ if !unit.writable() => Err(WRITE_PROTECTED),
-        len => Ok(Outcome::Media(MediaOp::Compound(Compound::Unmap { list_len: len }))),
+        list_len => {
+            let durable = !unit.modes.write_cache;
+            Ok(Outcome::Media(MediaOp::Compound(Compound::Unmap { list_len, durable })))
+        }
     }
 }
 
@@ -125,8 +128,8 @@ pub(super) fn write_same(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Re
     if !unit.writable() {
         return Err(WRITE_PROTECTED);
     }
-    let zeroes = long && cdb.bit::<1>(0);
-    Ok(Outcome::Media(MediaOp::Compound(Compound::WriteSame { range, zeroes, unmap })))
+    let (zeroes, durable) = (long && cdb.bit::<1>(0), !unit.modes.write_cache);
+    Ok(Outcome::Media(MediaOp::Compound(Compound::WriteSame { range, zeroes, unmap, durable })))
 }
 
 /// One descriptor: from the block asked for to where its state changes.

@@ -148,6 +148,8 @@ senses! {
     LOGICAL_UNIT_NOT_SUPPORTED = IllegalRequest 0x25 0x00 "logical unit not supported";
     /// A parameter list field has a value we do not support.
     INVALID_FIELD_IN_PARAMETER_LIST = IllegalRequest 0x26 0x00 "invalid field in parameter list";
+    /// RELEASE of another type than that of the reservation.
+    INVALID_RELEASE_OF_PERSISTENT_RESERVATION = IllegalRequest 0x26 0x04 "invalid release of persistent reservation";
     /// The medium is read-only.
     WRITE_PROTECTED = DataProtect 0x27 0x00 "write protected";
     /// No space is left behind the medium (SBC-3, thin provisioning).

@@ -50,6 +50,16 @@ pub enum Reply {
     },
 }
 
+/// How a command goes on once its parameter list is there.
+#[must_use]
+#[derive(Debug)]
+pub enum ListReply {
+    /// It is over.
+    Status(Status),
+    /// It needs the medium, and no more data. Answer with [`Target::complete`].
+    Media(MediaOp, Pending),
+}
+
 /// What a handler answers where it does not refuse.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -141,19 +151,24 @@ impl Target {
         self.conclude(lun, result)
     }
 
-    /// Ends a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
-    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> Status {
+    /// Goes on with a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
+    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> ListReply {
         let (lun, kind) = (pending.lun, pending.list);
         pending.disarm();
-        let Some(unit) = self.unit(lun) else {
-            return Status::CheckCondition;
+        let Some(unit) = self.unit_mut(lun) else {
+            return ListReply::Status(Status::CheckCondition);
         };
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
-            List::Format { long } => format::accept(long, list),
+            List::Format { long } => format::accept(long, list).map(|()| None),
+            List::Reservation(action) => unit.reservations.accept(action, list).map(|()| None),
         };
-        self.conclude(lun, result)
+        match result {
+            Ok(Some(op)) => ListReply::Media(op, Pending::new(lun, effect_of(op))),
+            Ok(None) => ListReply::Status(Status::Good),
+            Err(sense) => ListReply::Status(self.refuse(lun, sense)),
+        }
     }
 
     /// Gives up a command whose host is gone: reset, unplugged. The unit is as if it had not been sent.
@@ -166,7 +181,8 @@ impl Target {
         pending.disarm();
     }
 
-    /// The transport was reset: each unit allows removal, forgets its sense data and raises unit attention 29/00.
+    /// The transport was reset: each unit allows removal, forgets its sense data and what MODE SELECT changed, and raises unit
+    /// attention 29/00.
     pub fn bus_reset(&mut self) {
         for unit in &mut self.units {
             unit.reset();
@@ -213,7 +229,10 @@ impl Target {
             return Err(Sense::in_cdb(u16::try_from(cdb.len()).unwrap_or(u16::MAX)));
         }
         let outcome = match opcode.handler {
-            Handler::Target(handler) => handler(self, &cdb, out),
+            Handler::Target(handler) => {
+                opcode.refuse_reserved(&cdb)?;
+                handler(self, &cdb, out)
+            }
             Handler::Unit(handler) => {
                 let unit = self.unit_mut(cdb.lun()).ok_or(LOGICAL_UNIT_NOT_SUPPORTED)?;
                 if opcode.under_attention == UnderAttention::Refused
@@ -221,6 +240,7 @@ impl Target {
                 {
                     return Err(sense);
                 }
+                opcode.refuse_reserved(&cdb)?;
                 if opcode.medium == MediumNeed::Present {
                     unit.ready()?;
                 }

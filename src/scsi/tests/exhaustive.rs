@@ -12,8 +12,8 @@ const UNTOUCHED: u8 = 0xEE;
 fn allocation_field(opcode: u8) -> Option<(usize, usize)> {
     Some(match opcode {
         0x03 | 0x1A => (4, 1),
-        0x12 => (3, 2),
-        0x23 | 0x43 | 0x46 | 0x4A | 0x51 | 0x52 | 0x5A => (7, 2),
+        0x12 | 0x1C => (3, 2),
+        0x23 | 0x43 | 0x46 | 0x4A | 0x4D | 0x51 | 0x52 | 0x5A | 0x5E => (7, 2),
         0x9E => (10, 4),
         0xA0 | 0xA3 => (6, 4),
         0xBD => (8, 2),
@@ -186,6 +186,12 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn take(target: &mut Target, pending: PendingParameters, list: &[u8]) {
+    if let ListReply::Media(_, pending) = target.parameters(pending, list) {
+        target.complete(pending, Ok(()));
+    }
+}
+
 fn play(target: &mut Target, step: Step) {
     let mut response = [0; RESPONSE_LEN_MAX];
     match step {
@@ -202,9 +208,7 @@ fn play(target: &mut Target, step: Step) {
                     assert_eq!(unit.medium().copied(), before);
                 }
             }
-            Reply::Parameters { pending, .. } => {
-                target.parameters(pending, &cdb);
-            }
+            Reply::Parameters { pending, .. } => take(target, pending, &cdb),
             Reply::Data { len } => assert!((1..=RESPONSE_LEN_MAX).contains(&len)),
             Reply::Status(Status::Good) => {
                 assert!(target.unit(lun).is_none_or(|unit| unit.last_sense().is_none()));
@@ -216,7 +220,7 @@ fn play(target: &mut Target, step: Step) {
         Step::List(list) => {
             let cdb = [0x55, 0x10, 0, 0, 0, 0, 0, 0, 64, 0];
             if let Reply::Parameters { pending, .. } = target.execute(0, &cdb, &mut response) {
-                target.parameters(pending, &list);
+                take(target, pending, &list);
             }
         }
         Step::Insert => target.unit_mut(0).unwrap().insert(disk_medium(64)),

@@ -5,12 +5,16 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 mod attention;
+mod diagnostic;
 mod disk;
 mod exhaustive;
 mod identify;
 mod optical;
 mod provisioning;
+mod reservation;
+mod reserved;
 mod select;
+mod vpd;
 
 use super::sense::Sense;
 use super::*;
