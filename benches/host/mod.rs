@@ -82,6 +82,11 @@ impl Mover for Immediate {
         self.done(tag, MoveOp::Sync, None, Ok(0));
         true
     }
+
+    fn punch(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen, tag: OpTag) -> bool {
+        self.done(tag, MoveOp::Punch, None, Ok(0));
+        true
+    }
 }
 
 pub fn identity() -> Identity {
@@ -137,7 +142,13 @@ impl Loop {
     pub fn new() -> Self {
         let quirks = Quirks { early_in: false, clear_halt_interrupts: false, largest_request: usize::MAX };
         let (bus, endpoints) = Bus::new(quirks);
-        let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
+        let drive = DriveOptions {
+            name: "flash".into(),
+            kind: Kind::Disk,
+            identity: identity(),
+            rw: true,
+            block_size: BlockSize::B512,
+        };
         let options = FunctionOptions {
             name: "bench".into(),
             first: DriveIndex(0),

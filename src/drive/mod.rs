@@ -10,6 +10,7 @@
 //! | `function` | the state, the bus, resets, and which comes next |
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
+//! | `compound` | commands of several steps: comparing, WRITE SAME, UNMAP |
 //! | `requests` | insert, eject, settings |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
@@ -17,6 +18,7 @@
 //! | `thread` | the real loop |
 
 pub mod command;
+mod compound;
 mod data_in;
 mod data_out;
 mod fault;

@@ -29,6 +29,17 @@ impl Cdb {
         self.len
     }
 
+    /// Length of the CDB by the group code in the opcode (SPC-4, operation code), for the groups that have one.
+    pub(super) fn len_code(&self) -> usize {
+        match self.opcode() >> 5 {
+            0 => 6,
+            1 | 2 => 10,
+            4 => 16,
+            5 => 12,
+            _ => 0,
+        }
+    }
+
     pub(super) fn lun(&self) -> u8 {
         self.lun
     }

@@ -23,13 +23,16 @@ mod attention;
 mod blocks;
 mod cdb;
 mod diagnostic;
+mod format;
 mod inquiry;
 pub mod limits;
+mod media_op;
 mod mode;
 mod mode_select;
 mod opcodes;
 mod optical;
 mod pending;
+mod provisioning;
 mod removable;
 mod report;
 mod reservation;
@@ -39,10 +42,12 @@ mod target;
 mod unit;
 mod vpd;
 
+pub use media_op::{Compound, MediaOp};
 pub use opcodes::{name_of, opcode_name};
 pub use pending::{Pending, PendingParameters};
+pub use provisioning::{LBA_STATUS_LEN, UnmapList, lba_status};
 pub use sense::{FieldPointer, Sense, SenseKey};
-pub use target::{LUNS_MAX, ListReply, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
+pub use target::{LUNS_MAX, ListReply, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
 pub use unit::{Identity, InvalidIdentity, Kind, Medium, Occupied, Unit};
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 //! With one initiator nobody has to hear of a change by unit attention (SPC-4, MODE SELECT: all but the sender).
 
 use super::cdb::Cdb;
+use super::media_op::MediaOp;
 use super::mode::{self, Modes, Page};
 use super::pending::List;
 use super::response::Response;
 use super::sense::{PARAMETER_LIST_LENGTH_ERROR, Sense};
-use super::target::{MediaOp, Outcome};
+use super::target::Outcome;
 use super::unit::Unit;
 
 /// Which header the list has.

@@ -45,6 +45,11 @@ pub(super) enum List {
     ModeSelect6,
     /// MODE SELECT(10).
     ModeSelect10,
+    /// FORMAT UNIT.
+    Format {
+        /// Whether its header is the long one.
+        long: bool,
+    },
     /// PERSISTENT RESERVE OUT.
     Reservation(Action),
 }

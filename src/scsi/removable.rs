@@ -1,9 +1,10 @@
 //! Readiness, the tray and the lock: TEST UNIT READY, START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL.
 
 use super::cdb::Cdb;
+use super::media_op::MediaOp;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
-use super::target::{MediaOp, Outcome};
+use super::target::Outcome;
 use super::unit::{Kind, Unit};
 
 /// The opcode table has asked already.

@@ -97,7 +97,8 @@ pub struct Sense {
     pub asc: u8,
     /// Additional sense code qualifier.
     pub ascq: u8,
-    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3, READ (10)).
+    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3, READ (10)), for COMPARE AND WRITE the offset of the
+    /// first byte that differs.
     pub information: Option<u64>,
     /// The wrong field, for ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
@@ -131,6 +132,8 @@ senses! {
     WRITE_ERROR = MediumError 0x0C 0x00 "write error";
     /// The medium would not give the data.
     UNRECOVERED_READ_ERROR = MediumError 0x11 0x00 "unrecovered read error";
+    /// What was compared differs.
+    MISCOMPARE_DURING_VERIFY = Miscompare 0x1D 0x00 "miscompare during verify operation";
     /// A parameter list ends in the middle of something.
     PARAMETER_LIST_LENGTH_ERROR = IllegalRequest 0x1A 0x00 "parameter list length error";
     /// The opcode is not in our table.

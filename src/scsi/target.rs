@@ -1,13 +1,14 @@
 //! The target: finds the unit and the opcode of a CDB, checks what the opcode demands, and keeps the sense data.
 
 use super::cdb::Cdb;
+use super::format;
+use super::media_op::MediaOp;
 use super::mode_select;
 use super::opcodes::{self, Direction, Handler, MediumNeed, Opcode, UnderAttention};
 use super::pending::{Effect, List, Pending, PendingParameters};
 use super::response::Response;
 use super::sense::{LOGICAL_UNIT_NOT_SUPPORTED, PARAMETER_LIST_LENGTH_ERROR, Sense};
 use super::unit::Unit;
-use crate::units::BlockRange;
 
 /// The most units of a target: Bulk-Only Transport has four bits for a LUN (BOT 1.0 §5.1).
 pub const LUNS_MAX: usize = 16;
@@ -25,28 +26,6 @@ pub enum Status {
     Good,
     /// Not done; sense data waits for REQUEST SENSE.
     CheckCondition,
-}
-
-/// What the drive must do with the medium.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MediaOp {
-    /// Send these blocks, at least one.
-    Read(BlockRange),
-    /// Receive and keep these blocks, at least one.
-    Write {
-        /// Where.
-        range: BlockRange,
-        /// Whether they must be durable before the status is sent.
-        fua: bool,
-    },
-    /// See that these blocks, at least one, can be read; no data for the host.
-    Verify(BlockRange),
-    /// Make all that was written durable.
-    Flush,
-    /// Bring a medium, if there is one to bring: [`Unit::insert`] it before [`Target::complete`].
-    Load,
-    /// Make all that was written durable and let the medium go; [`Target::complete`] then empties the unit.
-    Unload,
 }
 
 /// How a command goes on.
@@ -182,6 +161,7 @@ impl Target {
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
+            List::Format { long } => format::accept(long, list).map(|()| None),
             List::Reservation(action) => unit.reservations.accept(action, list).map(|()| None),
         };
         match result {
@@ -281,8 +261,14 @@ impl Outcome {
     fn goes(&self, direction: Direction) -> bool {
         match self {
             Self::Done => true,
-            Self::Data { .. } | Self::Media(MediaOp::Read(_)) => direction == Direction::In,
-            Self::Parameters { .. } | Self::Media(MediaOp::Write { .. }) => direction == Direction::Out,
+            Self::Data { .. } | Self::Media(MediaOp::Read(_) | MediaOp::LbaStatus { .. }) => {
+                direction == Direction::In
+            }
+            Self::Parameters { .. } | Self::Media(MediaOp::Write { .. } | MediaOp::Compound(_)) => {
+                direction == Direction::Out
+            }
+            // VERIFY has data where it compares.
+            Self::Media(MediaOp::Verify(_)) => direction != Direction::In,
             Self::Media(_) => direction == Direction::None,
         }
     }
@@ -292,6 +278,6 @@ fn effect_of(op: MediaOp) -> Effect {
     match op {
         MediaOp::Load => Effect::Load,
         MediaOp::Unload => Effect::Unload,
-        MediaOp::Read(_) | MediaOp::Write { .. } | MediaOp::Verify(_) | MediaOp::Flush => Effect::None,
+        _ => Effect::None,
     }
 }

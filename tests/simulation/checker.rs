@@ -8,8 +8,8 @@ use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
 use crate::{
     counted::{Became, Counted},
     host::{AFTER_STALL, Chaos, Csw, End, Expected, Outcome, Port, Script, Stop},
-    job::{Job, Moves, What},
-    model::{Disk, bytes_of},
+    job::{Job, Moves, Verdict, What},
+    model::{Disk, ZEROES, bytes_of},
     world::World,
 };
 
@@ -133,6 +133,7 @@ impl Checker {
     fn out_bytes(&self, job: &Job, expected: Expected) -> Vec<u8> {
         let Expected::Out(len) = expected else { return Vec::new() };
         let mut bytes = match job.what {
+            _ if job.out.is_some() => job.out.clone().unwrap_or_default(),
             What::Write { lba, count, id, .. } => {
                 let sectors = self.disks[usize::from(job.lun)].sectors(lba, count);
                 bytes_of(id, sectors.start, sectors.len())
@@ -251,10 +252,7 @@ impl Checker {
     /// A command was cut short: the disk holds old or new; then the host sets things right.
     fn recover(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
         self.note(|| format!("{chaos:?}"));
-        if let What::Write { lba, count, id, .. } = job.what {
-            let disk = &mut self.disks[usize::from(job.lun)];
-            disk.perhaps_written(id, disk.sectors(lba, count));
-        }
+        self.perhaps_written(job);
         self.mark(match chaos {
             Chaos::ResetRecovery => "reset recovery",
             Chaos::BusReset => "bus reset",
@@ -267,6 +265,17 @@ impl Checker {
         };
         result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
         self.check_all_counted()
+    }
+
+    /// A write that did not come to its end: old or new.
+    fn perhaps_written(&mut self, job: &Job) {
+        let (What::Write { lba, count, id, .. } | What::Compare { then: Some((lba, count, id, _)), .. }) =
+            job.what
+        else {
+            return;
+        };
+        let disk = &mut self.disks[usize::from(job.lun)];
+        disk.perhaps_written(id, disk.sectors(lba, count));
     }
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
@@ -371,7 +380,7 @@ impl Checker {
         let media = self.port.world.media.clone();
         match job.what {
             What::Refused { .. } => Err("passed a command that it must refuse".into()),
-            What::Quiet => Ok(()),
+            What::Quiet | What::SyncSoon => Ok(()),
             What::Answer(_) if expected != self.expectation(job) => Ok(()),
             What::Answer(check) => {
                 let disk = &self.disks[usize::from(job.lun)];
@@ -384,7 +393,21 @@ impl Checker {
                 }
                 self.check_data(job, outcome)
             }
-            What::Write { lba, count, id, durable } => {
+            What::Compare { verdict: Verdict::Differs(at), .. } => {
+                Err(format!("byte {at} differs, but it passed"))
+            }
+            What::Compare { then: None, .. } => {
+                self.mark("compared");
+                Ok(())
+            }
+            What::Write { lba, count, id, durable }
+            | What::Compare { then: Some((lba, count, id, durable)), .. } => {
+                if matches!(job.what, What::Compare { .. }) {
+                    self.mark("compared and written");
+                }
+                if id == ZEROES {
+                    self.mark("zeroed");
+                }
                 let disk = &mut self.disks[usize::from(job.lun)];
                 let sectors = disk.sectors(lba, count);
                 disk.written(id, sectors.clone());
@@ -411,9 +434,8 @@ impl Checker {
     /// The host asks why, and weighs the answer.
     fn check_failed(&mut self, job: &Job, outcome: &Outcome, faults: u64) -> Result<(), String> {
         self.check_data(job, outcome)?;
-        if let What::Write { lba, count, id, .. } = job.what {
-            let disk = &mut self.disks[usize::from(job.lun)];
-            disk.perhaps_written(id, disk.sectors(lba, count));
+        if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
+            self.perhaps_written(job);
         }
         let ask = Job::request_sense(job.lun, 252);
         let sense = match self.run(&ask, Expected::In(252)) {
@@ -439,6 +461,19 @@ impl Checker {
                 }
                 _ => Err(format!("unit attention {code:02x?} without a cause")),
             },
+            (0xe, What::Compare { verdict: Verdict::Differs(at), then }) => {
+                self.mark("miscompare");
+                let told = u32::from_be_bytes(sense.data[3..7].try_into().unwrap());
+                let right =
+                    then.is_none() || (sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at);
+                let right = right && code == [0x1d, 0];
+                if right {
+                    Ok(())
+                } else {
+                    Err(format!("byte {at} differs, but sense is {:02x?}", sense.data))
+                }
+            }
+            (0xe, What::Compare { verdict: Verdict::Unsure, .. }) => Ok(()),
             (key, What::Refused { key: wanted }) if key == *wanted || key == 5 => {
                 self.mark("refused command");
                 Ok(())
@@ -447,7 +482,9 @@ impl Checker {
                 self.mark("ejected before the command");
                 Ok(())
             }
-            (3, What::Sync) if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) => {
+            (3, What::Sync | What::SyncSoon)
+                if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) =>
+            {
                 self.mark("sync after a failed sync");
                 Ok(())
             }

@@ -45,7 +45,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 35] = [
+const MUST_HAPPEN: [&str; 39] = [
     "FUA write",
     "broken off unseen",
     "bus reset",
@@ -62,6 +62,8 @@ const MUST_HAPPEN: [&str; 35] = [
     "case 7",
     "case 8",
     "case 9",
+    "compared",
+    "compared and written",
     "clear halt between commands",
     "clear halt within a command",
     "counted as aborted",
@@ -70,6 +72,7 @@ const MUST_HAPPEN: [&str; 35] = [
     "honest command",
     "invalid CBW",
     "medium fault",
+    "miscompare",
     "sync after a failed sync",
     "not ready",
     "phase error",
@@ -81,6 +84,7 @@ const MUST_HAPPEN: [&str; 35] = [
     "unit attention",
     "unplugged",
     "write",
+    "zeroed",
 ];
 
 fn variable(name: &str) -> Option<u64> {

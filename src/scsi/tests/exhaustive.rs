@@ -47,10 +47,22 @@ fn check(target: &mut Target, lun: u8, cdb: &[u8]) {
         Reply::Media(op, pending) => {
             let medium = *target.unit(lun).unwrap().medium().unwrap_or(&disc(0));
             match op {
-                MediaOp::Read(range) | MediaOp::Write { range, .. } | MediaOp::Verify(range) => {
+                MediaOp::Read(range)
+                | MediaOp::Write { range, .. }
+                | MediaOp::Verify(range)
+                | MediaOp::Prefetch(range) => {
                     assert!(range.fits(medium.blocks) && range.count().0 > 0, "{cdb:02X?}: {range:?}");
                 }
-                MediaOp::Flush | MediaOp::Load | MediaOp::Unload => {}
+                MediaOp::Compound(op) => {
+                    let fits = |range: BlockRange| range.fits(medium.blocks) && range.count().0 > 0;
+                    assert!(op.range().is_none_or(fits), "{cdb:02X?}: {op:?}");
+                    assert!(op.data_out(medium.block_size).is_some());
+                }
+                MediaOp::LbaStatus { start, len } => {
+                    assert!(start.0 < medium.blocks.0 && (1..=LBA_STATUS_LEN).contains(&len));
+                    assert!(usize::try_from(len).unwrap() <= allocation(cdb).unwrap());
+                }
+                MediaOp::Flush | MediaOp::FlushSoon | MediaOp::Load | MediaOp::Unload => {}
             }
             target.abandon(pending);
         }
@@ -119,6 +131,8 @@ fn every_response_is_a_prefix_of_the_whole_one() {
                                 let same = opcode == 0x4A || cut == whole[..expected];
                                 assert!(same && cut.len() == expected, "{cdb:02X?} state {state}");
                             }
+                            // The drive sends it, and knows how long it may be.
+                            (Answer::Media(_), cut) => assert_eq!(cut == Answer::Good, allocation == 0),
                             (whole, cut) => assert_eq!(*whole, cut, "{cdb:02X?} state {state}"),
                         }
                     }

@@ -10,6 +10,7 @@ mod disk;
 mod exhaustive;
 mod identify;
 mod optical;
+mod provisioning;
 mod reservation;
 mod reserved;
 mod select;
