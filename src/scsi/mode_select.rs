@@ -46,7 +46,8 @@ fn ask(cdb: &Cdb, len: u32, list: List) -> Result<Outcome, Sense> {
 /// Checks a list, then does what it says. Mode data length and medium type are reserved here, and the device-specific
 /// parameter's bits cannot be set by the host, so the header's only meaning is its descriptors.
 ///
-/// Where the write cache is switched off, what is in it must be made durable first (SBC-3, caching mode page).
+/// Where the write cache is off then, what was in it must be made durable first (SBC-3, caching mode page). So it is if it was off
+/// before: the switching off may have failed at just that.
 pub(super) fn accept(unit: &mut Unit, form: Form, list: &[u8]) -> Result<Option<MediaOp>, Sense> {
     let (header_len, descriptor_len, long) = match (form, list) {
         (Form::Six, [_, _, _, len, ..]) => (4, usize::from(*len), false),
@@ -76,9 +77,8 @@ pub(super) fn accept(unit: &mut Unit, form: Form, list: &[u8]) -> Result<Option<
     if !rest.is_empty() {
         return Err(PARAMETER_LIST_LENGTH_ERROR);
     }
-    let switched_off = unit.modes.write_cache && !modes.write_cache;
     unit.modes = modes;
-    Ok((switched_off && unit.may_hold_writes()).then_some(MediaOp::Flush))
+    Ok((!modes.write_cache && unit.may_hold_writes()).then_some(MediaOp::Flush))
 }
 
 /// A number of blocks of all zeroes or all ones means the capacity as it is (SBC-3 §6.4.2).

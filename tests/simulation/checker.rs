@@ -482,7 +482,8 @@ impl Checker {
                 self.mark("ejected before the command");
                 Ok(())
             }
-            (3, What::Sync | What::SyncSoon)
+            // Without write cache, what makes no durable writes ends in a sync.
+            (3, What::Sync | What::SyncSoon | What::Write { .. })
                 if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) =>
             {
                 self.mark("sync after a failed sync");

@@ -243,7 +243,20 @@ impl Job {
         Self { out: Some(out), ..Self::new(lun, [0x42, 0, 0, 0, 0, 0, 0, 0, 56, 0], moves, what) }
     }
 
+    /// MODE SELECT(6) with the caching page, write cache off or on. Off, nothing may be left volatile, now and after each write.
+    fn switch_cache(rng: &mut Rng, lun: u8) -> Self {
+        let on = rng.u8(..4) == 0;
+        let mut list = vec![0; 4 + 20];
+        list[4..7].copy_from_slice(&[0x08, 0x12, if on { 0x04 } else { 0 }]);
+        let what = if on { What::Quiet } else { What::Sync };
+        let job = Self::new(lun, [0x15, 0x10, 0, 0, 24, 0], Moves::Out(24), what);
+        Self { out: Some(list), ..job }
+    }
+
     fn sync(rng: &mut Rng, lun: u8) -> Self {
+        if rng.u8(..4) == 0 {
+            return Self::switch_cache(rng, lun);
+        }
         if rng.u8(..4) == 0 {
             // IMMED promises nothing.
             return Self::new(lun, [0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0], Moves::None, What::SyncSoon);

@@ -106,16 +106,19 @@ impl Disk {
         let mut expected = [0; SECTOR];
         for (sector, got) in (first..).zip(bytes.chunks(SECTOR)) {
             let allowed = &mut self.sectors[sector];
-            let found = allowed.iter().copied().find(|write| {
-                fill(*write, sector, &mut expected);
-                got == &expected[..got.len()]
-            });
-            match found {
-                Some(write) => *allowed = vec![write],
-                None => {
-                    return Err(format!("sector {sector} may hold {allowed:?} but holds {}", describe(got)));
-                }
+            // The first bytes of a sector may be those of several writes.
+            let found: Vec<_> = allowed
+                .iter()
+                .copied()
+                .filter(|write| {
+                    fill(*write, sector, &mut expected);
+                    got == &expected[..got.len()]
+                })
+                .collect();
+            if found.is_empty() {
+                return Err(format!("sector {sector} may hold {allowed:?} but holds {}", describe(got)));
             }
+            *allowed = found;
         }
         Ok(())
     }
