@@ -68,8 +68,8 @@ pub(super) enum Reserved {
     /// (UsbMassBoot.c, `USB_BOOT_LUN`). That all hosts keep to this is known from Linux' mass storage gadget, which has refused
     /// such bytes of these commands since 2003 (f_mass_storage.c, `check_command`).
     Bytes,
-    /// Every bit must be zero. Commands of SPC-2 and later, which firmware does not send; the systems that do (Linux' sd.c and
-    /// scsi_lib.c, sg3_utils, Windows' disk.sys) clear the CDB before they fill it in.
+    /// Every bit must be zero. Commands that firmware does not send; the systems and tools that do (Linux' sd.c and scsi_lib.c,
+    /// sg3_utils, libiscsi) clear the CDB before they fill it in.
     Bits,
 }
 
@@ -219,8 +219,8 @@ pub(super) const TABLE: &[Opcode] = &[
     media("WRITE(6)", &[0x0A, 0x1F, 0xFF, 0xFF, 0xFF, 0], Out, Both, blocks::write),
     bytes(always("INQUIRY", &[0x12, 0x03, 0xFF, 0xFF, 0xFF, 0], In, Both, ByTarget(inquiry::inquiry))),
     bytes(unit("MODE SELECT(6)", &[0x15, 0x11, 0, 0, 0xFF, 0], Out, Both, mode_select::mode_select_6)),
-    bytes(unit("RESERVE(6)", &[0x16, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
-    bytes(unit("RELEASE(6)", &[0x17, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
+    bits(unit("RESERVE(6)", &[0x16, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
+    bits(unit("RELEASE(6)", &[0x17, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
     bytes(unit("MODE SENSE(6)", &[0x1A, 0x08, 0xFF, 0xFF, 0xFF, 0], In, Both, mode::mode_sense_6)),
     bytes(unit("START STOP UNIT", &[0x1B, 0x01, 0, 0x0F, 0xF7, 0], NO_DATA, Both, removable::start_stop_unit)),
     bits(unit("RECEIVE DIAGNOSTIC RESULTS", &[0x1C, 0x01, 0xFF, 0xFF, 0xFF, 0], In, Disk, diagnostic::receive_diagnostic_results)),
@@ -243,8 +243,8 @@ pub(super) const TABLE: &[Opcode] = &[
     media("READ DISC INFORMATION", &[0x51, 0x07, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], In, Optical, optical::read_disc_information),
     media("READ TRACK INFORMATION", &[0x52, 0x03, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0], In, Optical, optical::read_track_information),
     bytes(unit("MODE SELECT(10)", &[0x55, 0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0], Out, Both, mode_select::mode_select_10)),
-    bytes(unit("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
-    bytes(unit("RELEASE(10)", &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
+    bits(unit("RESERVE(10)", &[0x56, 0, 0, 0, 0, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
+    bits(unit("RELEASE(10)", &[0x57, 0, 0, 0, 0, 0, 0, 0, 0, 0], NO_DATA, Disk, reservation::reserve_or_release)),
     bytes(unit("MODE SENSE(10)", &[0x5A, 0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0], In, Both, mode::mode_sense_10)),
     persistent_reserve_in(&[0x5E, 0x00, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
     persistent_reserve_in(&[0x5E, 0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
