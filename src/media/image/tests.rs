@@ -395,7 +395,8 @@ fn a_block_device_has_its_own_length_and_no_second_writer() {
 
 /// An image in memory, which every kernel can punch holes into, with `data` from byte 8192 on.
 fn in_memory(len: u64, data: &[u8], access: Access) -> Image {
-    let file = File::from(nix::sys::memfd::memfd_create("image", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap());
+    let file =
+        File::from(nix::sys::memfd::memfd_create("image", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap());
     file.set_len(len).unwrap();
     file.write_all_at(data, 8192).unwrap();
     Image::from_fd(file.into(), PathBuf::from("image"), access, BlockSize::B512).unwrap()
