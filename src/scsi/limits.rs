@@ -17,8 +17,8 @@ pub const UNMAP_BLOCKS_MAX: u32 = 0x100_0000;
 /// MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT: a parameter list of them is shorter than 4096 bytes, the drive's smallest piece.
 pub const UNMAP_DESCRIPTORS_MAX: u16 = 255;
 
-/// MAXIMUM WRITE SAME LENGTH, for the same reason as [`UNMAP_BLOCKS_MAX`].
-pub const WRITE_SAME_BLOCKS_MAX: u32 = 0x80_0000;
+/// MAXIMUM WRITE SAME LENGTH: what a 10-byte CDB can say. All of it may have to be written, while the host's patience runs.
+pub const WRITE_SAME_BLOCKS_MAX: u32 = 0xFFFF;
 
 /// WSNZ: WRITE SAME of zero blocks, which once meant "to the end", is refused.
 pub const WRITE_SAME_NON_ZERO: bool = true;
