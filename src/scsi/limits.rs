@@ -25,5 +25,9 @@ pub const WRITE_SAME_NON_ZERO: bool = true;
 
 /// OPTIMAL UNMAP GRANULARITY in blocks: 4096 bytes, which is what file systems and the page cache give back at least.
 pub const fn unmap_granularity(block_size: BlockSize) -> u32 {
-    4096 / block_size.bytes()
+    match block_size {
+        BlockSize::B512 => 8,
+        BlockSize::B2048 => 2,
+        BlockSize::B4096 => 1,
+    }
 }
