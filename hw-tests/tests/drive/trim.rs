@@ -47,6 +47,8 @@ fn fstrim(board: &Board, backend: Backend) -> Result<()> {
     tool::run("sync", ["-f".as_ref(), point.as_os_str()])?;
     let full = allocated(&path)?;
     fs::remove_file(point.join("deleted"))?;
+    // What was deleted is free once the journal says so.
+    tool::run("sync", ["-f".as_ref(), point.as_os_str()])?;
     tool::run("fstrim", [&point])?;
     let trimmed = allocated(&path)?;
     ensure!(full - trimmed > 20 * MIB, "{full} bytes allocated before, {trimmed} after");
