@@ -135,13 +135,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return Ok(());
         };
         let range = match op {
-            MediaOp::Read(range)
-            | MediaOp::Verify(range)
-            | MediaOp::Prefetch(range)
-            | MediaOp::Write { range, .. } => self.bytes(range),
-            MediaOp::LbaStatus { start, .. } => {
-                BlockRange::new(start, Blocks(1)).and_then(|range| self.bytes(range))
-            }
+            MediaOp::Read(range) | MediaOp::Verify(range) | MediaOp::Write { range, .. } => self.bytes(range),
             _ => None,
         };
         let lun = self.open.lun;
@@ -184,6 +178,32 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     None => self.synced(sync_tag(lun), Ok(0)),
                 }
             }
+            (
+                MediaOp::Compound(_) | MediaOp::FlushSoon | MediaOp::Prefetch(_) | MediaOp::LbaStatus { .. },
+                ..,
+            ) => self.start_other(op, pending),
+            (MediaOp::Load, ..) => self.complete(pending, Ok(())),
+            (MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
+                self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
+            }
+        }
+    }
+
+    /// The rest of [`Function::start_held`]: what is not asked for every day.
+    fn start_other(&mut self, op: MediaOp, pending: Pending) -> Result<(), PipeError> {
+        let lun = self.open.lun;
+        let range = match op {
+            MediaOp::Prefetch(range) => self.bytes(range),
+            MediaOp::LbaStatus { start, .. } => {
+                BlockRange::new(start, Blocks(1)).and_then(|range| self.bytes(range))
+            }
+            _ => None,
+        };
+        let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
+        else {
+            return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
+        };
+        match (op, range, self.open.data) {
             (MediaOp::Compound(op), ..) => {
                 loaded.dirty |= !op.only_reads();
                 self.start_compound(op, pending)
@@ -205,15 +225,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 let blocks = if hole > 0 { hole } else { len.0.div_ceil(block) };
                 self.send_lba_status(&lba_status(start, Blocks(blocks), hole == 0), send, pending)
             }
-            (MediaOp::Load, ..) => self.complete(pending, Ok(())),
-            (
-                MediaOp::Read(_)
-                | MediaOp::Verify(_)
-                | MediaOp::Write { .. }
-                | MediaOp::Prefetch(_)
-                | MediaOp::LbaStatus { .. },
-                ..,
-            ) => self.complete(pending, Err(sense::LBA_OUT_OF_RANGE)),
+            _ => self.complete(pending, Err(sense::LBA_OUT_OF_RANGE)),
         }
     }
 

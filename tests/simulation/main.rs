@@ -13,6 +13,7 @@
 //! | `job`, `model` | SCSI commands, and what the disk must hold |
 //! | `counted` | what the drives must have counted |
 //! | `checker` | the host's life, and whether the answers were right |
+//! | `hostile` | the parts of that life that no honest host has |
 
 // A test binary has no outside that could reach its items.
 #![allow(unreachable_pub)]
