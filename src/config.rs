@@ -21,6 +21,7 @@ use crate::{
     gadget::{EngineKind, Speed},
     schedule::Schedule,
     scsi::Kind,
+    units::BlockSize,
 };
 
 /// Functions in one gadget. Each costs two endpoints, and device controllers rarely have more than fifteen.
@@ -119,6 +120,8 @@ pub struct Drive {
     pub image: Option<PathBuf>,
     /// Whether the host may write to images inserted without a word about it. Never true of an optical drive.
     pub rw: bool,
+    /// Bytes in a block while it is a disk: 512 or 4096.
+    pub block_size: BlockSize,
     /// INQUIRY T10 vendor identification: at most 8 printable ASCII characters.
     pub vendor: String,
     /// INQUIRY product identification: at most 16.
@@ -220,6 +223,7 @@ fn default_function(serial: &str) -> Function {
         kind,
         image: None,
         rw: false,
+        block_size: BlockSize::B512,
         vendor: VENDOR_DEFAULT.to_owned(),
         product: default_product(kind).to_owned(),
         revision: REVISION_DEFAULT.to_owned(),
@@ -311,6 +315,7 @@ struct RawDrive {
     kind: Kind,
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
+    block_size: Option<Spanned<u32>>,
     vendor: Option<Spanned<String>>,
     product: Option<Spanned<String>>,
     revision: Option<Spanned<String>>,
@@ -509,6 +514,7 @@ impl RawDrive {
                 "remove rw, or set kind = \"disk\"",
             ));
         }
+        let block_size = disk_block_size(self.block_size, kind, source)?;
         let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
             value.map_or_else(|| Ok(default.to_owned()), |value| source.inquiry(value, key, len))
         };
@@ -517,12 +523,35 @@ impl RawDrive {
             kind,
             image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
+            block_size,
             vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
             product: inquiry(self.product, "product", 16, default_product(kind))?,
             revision: inquiry(self.revision, "revision", 4, REVISION_DEFAULT)?,
             serial: inquiry(self.serial, "serial", SERIAL_LEN_MAX, &default_drive_serial(serial, index))?,
         };
         Ok((name_span, drive))
+    }
+}
+
+fn disk_block_size(
+    value: Option<Spanned<u32>>,
+    kind: Kind,
+    source: &Source<'_>,
+) -> Result<BlockSize, ConfigError> {
+    let Some(value) = value else { return Ok(BlockSize::B512) };
+    match (kind, *value.get_ref()) {
+        (Kind::Disk, 512) => Ok(BlockSize::B512),
+        (Kind::Disk, 4096) => Ok(BlockSize::B4096),
+        (Kind::Disk, other) => Err(source.invalid(
+            value.span(),
+            format!("a disk has no blocks of {other} bytes"),
+            "use 512 or 4096",
+        )),
+        (Kind::Optical, _) => Err(source.invalid(
+            value.span(),
+            "the blocks of an optical drive are always 2048 bytes",
+            "remove block_size, or set kind = \"disk\"",
+        )),
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A logical block address (SBC-3 §4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lba(pub u64);
@@ -19,8 +21,9 @@ pub struct ByteOffset(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteLen(pub u64);
 
-/// The logical block length of a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The logical block length of a unit. In JSON its number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "u32", try_from = "u32")]
 pub enum BlockSize {
     /// 512 bytes: disks.
     B512,
@@ -42,6 +45,28 @@ pub struct BlockRange {
 pub struct ByteRange {
     start: ByteOffset,
     len: ByteLen,
+}
+
+/// A number of bytes that no unit has in a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is no block size; try 512, 2048 or 4096")]
+pub struct InvalidBlockSize(u32);
+
+impl From<BlockSize> for u32 {
+    fn from(size: BlockSize) -> Self {
+        size.bytes()
+    }
+}
+
+impl TryFrom<u32> for BlockSize {
+    type Error = InvalidBlockSize;
+
+    fn try_from(bytes: u32) -> Result<Self, InvalidBlockSize> {
+        [Self::B512, Self::B2048, Self::B4096]
+            .into_iter()
+            .find(|size| size.bytes() == bytes)
+            .ok_or(InvalidBlockSize(bytes))
+    }
 }
 
 impl BlockSize {

@@ -82,6 +82,11 @@ impl Mover for Immediate {
         self.done(tag, MoveOp::Sync, None, Ok(0));
         true
     }
+
+    fn punch(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen, tag: OpTag) -> bool {
+        self.done(tag, MoveOp::Punch, None, Ok(0));
+        true
+    }
 }
 
 pub fn identity() -> Identity {
@@ -123,7 +128,7 @@ pub fn image() -> Image {
 pub fn target() -> Target {
     let mut unit = Unit::new(Kind::Disk, identity());
     let blocks = Blocks(BLOCKS.into());
-    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false });
+    unit.insert(Medium { blocks, block_size: BlockSize::B512, write_protected: false, thin: false });
     Target::new(vec![unit])
 }
 
@@ -137,7 +142,13 @@ impl Loop {
     pub fn new() -> Self {
         let quirks = Quirks { early_in: false, clear_halt_interrupts: false, refuse_every: 0 };
         let (bus, endpoints) = Bus::new(quirks);
-        let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity: identity(), rw: true };
+        let drive = DriveOptions {
+            name: "flash".into(),
+            kind: Kind::Disk,
+            identity: identity(),
+            rw: true,
+            block_size: BlockSize::B512,
+        };
         let options = FunctionOptions {
             name: "bench".into(),
             first: DriveIndex(0),

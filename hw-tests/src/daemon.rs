@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::board::Board;
-use crate::rig::{Backend, Drive, Function, Setup, Stall};
+use crate::rig::{Backend, Drive, Function, Kind, Setup, Stall};
 use crate::tool::{self, Said};
 use crate::wait::{wait_for, wait_until};
 
@@ -77,13 +77,16 @@ fn function_config(text: &mut String, function: &Function, backend: Backend) {
         function.name
     );
     for drive in &function.drives {
-        let Drive { name, kind, rw, vendor, product, .. } = drive;
+        let Drive { name, kind, rw, block_size, vendor, product, .. } = drive;
         let _ = write!(
             text,
             "\n[[function.drive]]\nname = \"{name}\"\nkind = \"{}\"\nrw = {rw}\nvendor = \"{vendor}\"\n\
              product = \"{product}\"\n",
             kind.name()
         );
+        if *kind == Kind::Disk {
+            let _ = writeln!(text, "block_size = {block_size}");
+        }
         if let Some(image) = &drive.image {
             let _ = writeln!(text, "image = {}", quoted(&image.display().to_string()));
         }

@@ -75,6 +75,8 @@ pub struct Drive {
     pub image: Option<PathBuf>,
     /// Whether the host may write.
     pub rw: bool,
+    /// Bytes in a block of a disk.
+    pub block_size: u32,
     /// INQUIRY: at most 8 characters.
     pub vendor: &'static str,
     /// INQUIRY: at most 16 characters.
@@ -86,7 +88,7 @@ impl Drive {
     #[must_use]
     pub fn disk() -> Self {
         let (vendor, product) = ("RINGTEST", "Test disk");
-        Self { name: "disk", kind: Kind::Disk, image: None, rw: false, vendor, product }
+        Self { name: "disk", kind: Kind::Disk, image: None, rw: false, block_size: 512, vendor, product }
     }
 
     /// An empty optical drive.

@@ -13,7 +13,7 @@ use super::OPENING_MAX;
 use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{Pending, Reply};
 use super::protocol::ImageSource;
-use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request, block_size};
+use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request};
 use crate::media::{Access, Image};
 use crate::scsi::Kind;
 
@@ -141,7 +141,7 @@ fn open(state: &DriveState, source: Source, kind: Option<Kind>, rw: Option<bool>
         Kind::Disk if rw.unwrap_or(state.rw) => Access::ReadWrite,
         Kind::Disk | Kind::Optical => Access::ReadOnly,
     };
-    let block_size = block_size(state.kind);
+    let block_size = state.block_size;
     let opened = match source {
         Source::Path(path) => Image::open(Path::new(&path), access, block_size),
         Source::Descriptor { descriptor, name } => {

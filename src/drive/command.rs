@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
-use crate::{bot::StallPolicy, gadget::Speed, media::Image, scsi::Kind};
+use crate::{bot::StallPolicy, gadget::Speed, media::Image, scsi::Kind, units::BlockSize};
 
 use super::statistics::Statistics;
 
@@ -33,6 +33,8 @@ pub struct DriveState {
     pub lun: u8,
     /// What the host sees.
     pub kind: Kind,
+    /// The blocks that it has: an image is to be opened for these.
+    pub block_size: BlockSize,
     /// The image in it, if any.
     pub image: Option<ImageState>,
     /// Whether the next image will be inserted writable unless the insert says otherwise.

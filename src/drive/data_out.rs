@@ -23,7 +23,7 @@ use super::{
 /// OUT requests queued at once: one being filled, the others behind it.
 const WINDOW: u32 = 4;
 /// The largest of them, which a buffer holds.
-const CHUNK: u32 = 256 * 1024;
+pub(super) const CHUNK: u32 = 256 * 1024;
 const _: () = assert!(CHUNK as usize == DATA_LEN);
 /// The last one of a larger phase is no longer than this, because the host waits until it is written. Whole blocks.
 const LAST_CHUNK: u32 = 32 * 1024;

@@ -5,7 +5,7 @@
 //!   Down ──────────────► Idle ─────────────────► (scsi answers)
 //!     ▲                   ▲                        │
 //!     │ DISABLE,          │ CSW and the next       ├── no image needed ──────────────► end
-//!     │ from any phase    │ CBW read queued        ├── Held ─► In / Out / Sync ──────► end
+//!     │ from any phase    │ CBW read queued        ├── Held ─► In/Out/Compound/Sync ─► end
 //!     │                   │                        └── Out (parameters, or dropped) ─► end
 //!   Aborting ◄────────────┤
 //!     │  ▲                └── end ◄── Stalling: the IN pipe runs dry, is halted
@@ -33,10 +33,12 @@ use crate::{
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
+    units::BlockSize,
 };
 
 use super::{
     command::{DriveIndex, Event, HostState, Request},
+    compound::Compound,
     data_in::DataIn,
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
@@ -61,6 +63,8 @@ pub struct DriveOptions {
     pub identity: Identity,
     /// Whether images are inserted writable by default.
     pub rw: bool,
+    /// Its logical block length while it is a disk.
+    pub block_size: BlockSize,
 }
 
 /// A function as configured.
@@ -81,6 +85,7 @@ pub struct FunctionOptions {
 pub(super) struct Drive {
     pub(super) name: String,
     pub(super) rw: bool,
+    pub(super) block_size: BlockSize,
     pub(super) loaded: Option<Loaded>,
     /// As last told by an event.
     pub(super) prevented: bool,
@@ -94,6 +99,8 @@ pub(super) struct Open {
     pub(super) opcode: u8,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
+    /// Bytes of its parameter list, once that is there.
+    pub(super) listed: u32,
     /// What is to be counted of it; `None` once it is.
     pub(super) tally: Option<Tally>,
 }
@@ -103,6 +110,8 @@ pub(super) struct Open {
 pub(super) enum OutEnd {
     /// The command was answered before; the bytes are dropped.
     Answered(Status),
+    /// As before; so many bytes had been taken by then.
+    Moved { status: Status, moved: u32 },
     /// The image took them.
     Write(Pending),
     /// They are a parameter list.
@@ -118,6 +127,7 @@ pub(super) enum Phase {
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
     Out { data: DataOut, end: OutEnd },
+    Compound { data: Compound, pending: Pending },
     Sync { pending: Pending, unload: bool },
     Stalling { csw: [u8; CSW_LEN] },
     Broken { in_halted: bool, out_halted: bool },
@@ -173,9 +183,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let mover = mover(&pipes.pools())?;
         let units =
             options.drives.iter().map(|drive| Unit::new(drive.kind, drive.identity.clone())).collect();
-        let drive = |DriveOptions { name, rw, .. }| {
+        let drive = |DriveOptions { name, rw, block_size, .. }| {
             let statistics = Statistics::new();
-            Drive { name, rw, loaded: None, prevented: false, statistics }
+            Drive { name, rw, block_size, loaded: None, prevented: false, statistics }
         };
         Ok(Self {
             name: options.name,
@@ -194,7 +204,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             prefetch: Prefetch::default(),
             pipes,
             phase: Phase::Down,
-            open: Open { lun: 0, opcode: 0, data: DataPhase::None, tally: None },
+            open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
             halt_again: false,
         })
     }
@@ -272,21 +282,24 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn command_moved(&mut self, done: Moved) -> Result<(), PipeError> {
         self.mover.done();
         match done.op {
+            MoveOp::Sync if matches!(self.phase, Phase::Compound { .. }) => self.compound_moved(done),
             MoveOp::Sync => self.synced(done.tag, done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {
                     data.read_done(done);
                     self.pump_in()
                 }
-                _ => Ok(()),
+                _ => self.compound_moved(done),
             },
             MoveOp::Write => match &mut self.phase {
-                Phase::Out { data, .. } => {
+                // What is only received and dropped may meet the last writes of an abandoned command.
+                Phase::Out { data, end: OutEnd::Write(_) } => {
                     data.written(&done);
                     self.pump_out()
                 }
-                _ => Ok(()),
+                _ => self.compound_moved(done),
             },
+            MoveOp::Punch => self.compound_moved(done),
         }
     }
 
@@ -376,6 +389,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 (Pipe::In, _) => {
                     drop(done);
                     self.pump_in()?;
+                    self.pump_compound()?;
                     self.try_halt()
                 }
             },
@@ -465,13 +479,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn abandon(&mut self, next: Phase) {
         self.count_aborted();
         match std::mem::replace(&mut self.phase, next) {
-            Phase::Held { pending, .. } | Phase::In { pending, .. } | Phase::Sync { pending, .. } => {
-                self.target.abandon(pending);
-            }
+            Phase::Held { pending, .. }
+            | Phase::In { pending, .. }
+            | Phase::Compound { pending, .. }
+            | Phase::Sync { pending, .. } => self.target.abandon(pending),
             Phase::Out { end, .. } => match end {
                 OutEnd::Write(pending) => self.target.abandon(pending),
                 OutEnd::List(pending) => self.target.abandon_parameters(pending),
-                OutEnd::Answered(_) => {}
+                OutEnd::Answered(_) | OutEnd::Moved { .. } => {}
             },
             Phase::Down
             | Phase::Idle

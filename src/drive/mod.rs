@@ -10,6 +10,7 @@
 //! | `function` | the state, the bus, resets, and which comes next |
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
+//! | `compound` | commands of several steps: comparing, WRITE SAME, UNMAP |
 //! | `requests` | insert, eject, settings |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
@@ -18,6 +19,7 @@
 //! | `thread` | the real loop |
 
 pub mod command;
+mod compound;
 mod data_in;
 mod data_out;
 mod fault;

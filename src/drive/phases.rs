@@ -4,8 +4,9 @@
 //!   command ──► answer ─────────────────────────────────────────► conclude ─► end ─► send_csw
 //!          └──► media_command ─► Held ─► In ── all queued ─────────────────► end
 //!          │                         ├─► Out ── all stored ────────────────► end
+//!          │                         ├─► Compound ── done ─► (Out, dropped) ► end
 //!          │                         └─► Sync ─ stored ──────────► conclude ─┘
-//!          └──► Out (parameter list) ──────────────────────────────────────► end
+//!          └──► Out (parameter list) ──► Held ─► Sync ──► or at once ──────► end
 //! ```
 //! `conclude` first takes and drops what the host insists on sending. Called by `function`, which owns the state.
 
@@ -14,10 +15,10 @@ use std::io;
 use crate::{
     bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
-    media::{FaultKind, Medium as _},
+    media::{Allocation, FaultKind, Medium as _},
     ring::{Mover, OpTag, pool::Buf},
-    scsi::{MediaOp, Pending, Reply, Sense, Status, sense},
-    units::{BlockRange, ByteRange, Lba},
+    scsi::{Compound, ListReply, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
+    units::{BlockRange, Blocks, ByteLen, ByteRange, Lba},
 };
 
 use super::{
@@ -39,7 +40,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
         let lun = command.lun.0;
         let opcode = command.cdb.first().copied().unwrap_or_default();
-        self.open = Open { lun, opcode, data: DataPhase::None, tally: Some(self.tally(opcode)) };
+        self.open = Open { lun, opcode, data: DataPhase::None, listed: 0, tally: Some(self.tally(opcode)) };
         let mut response = self.pipes.small()?;
         match self.target.execute(lun, &command.cdb, &mut response) {
             Reply::Status(status) => self.answer(status, Intent::None, None),
@@ -85,7 +86,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let intent = match op {
             MediaOp::Read(range) => Intent::In(bytes(range).unwrap_or(u64::MAX)),
             MediaOp::Write { range, .. } => Intent::Out(bytes(range).unwrap_or(u64::MAX)),
-            MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Intent::None,
+            MediaOp::Compound(op) => {
+                let medium = self.target.unit(self.open.lun).and_then(Unit::medium);
+                let len = medium.and_then(|medium| op.data_out(medium.block_size));
+                Intent::Out(len.unwrap_or(u64::MAX))
+            }
+            MediaOp::LbaStatus { len, .. } => Intent::In(len.into()),
+            MediaOp::Verify(_)
+            | MediaOp::Prefetch(_)
+            | MediaOp::Flush
+            | MediaOp::FlushSoon
+            | MediaOp::Load
+            | MediaOp::Unload => Intent::None,
         };
         let plan = self.bot.plan(intent);
         self.open.data = plan.phase;
@@ -96,8 +108,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if let Some(tally) = &mut self.open.tally {
             tally.transfer = match op {
                 MediaOp::Read(_) => Transfer::Read { bytes: 0, in_memory: None },
-                MediaOp::Write { .. } => Transfer::Write { bytes: 0 },
-                MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Transfer::None,
+                MediaOp::Write { .. } | MediaOp::Compound(Compound::WriteAndVerify(_)) => {
+                    Transfer::Write { bytes: 0 }
+                }
+                _ => Transfer::None,
             };
         }
         self.phase = Phase::Held { op, pending };
@@ -122,7 +136,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let range = match op {
             MediaOp::Read(range) | MediaOp::Verify(range) | MediaOp::Write { range, .. } => self.bytes(range),
-            MediaOp::Flush | MediaOp::Load | MediaOp::Unload => None,
+            _ => None,
         };
         let lun = self.open.lun;
         let head = match (op, range) {
@@ -172,6 +186,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     None => self.synced(sync_tag(lun), Ok(0)),
                 }
             }
+            (
+                MediaOp::Compound(_) | MediaOp::FlushSoon | MediaOp::Prefetch(_) | MediaOp::LbaStatus { .. },
+                ..,
+            ) => self.start_other(op, pending),
             (MediaOp::Load, ..) => self.complete(pending, Ok(())),
             (MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
                 self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
@@ -179,8 +197,57 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
+    /// The rest of [`Function::start_held`]: what is not asked for every day.
+    fn start_other(&mut self, op: MediaOp, pending: Pending) -> Result<(), PipeError> {
+        let lun = self.open.lun;
+        let range = match op {
+            MediaOp::Prefetch(range) => self.bytes(range),
+            MediaOp::LbaStatus { start, .. } => {
+                BlockRange::new(start, Blocks(1)).and_then(|range| self.bytes(range))
+            }
+            _ => None,
+        };
+        let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
+        else {
+            return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
+        };
+        match (op, range, self.open.data) {
+            (MediaOp::Compound(op), ..) => {
+                loaded.dirty |= !op.only_reads();
+                self.start_compound(op, pending)
+            }
+            (MediaOp::FlushSoon, ..) => {
+                let (lost, file) = (loaded.lost, loaded.unstored_file());
+                // One that the ring has no room for is left to the next flush.
+                let _ = file.is_some_and(|file| self.mover.sync(&file, sync_tag(lun)));
+                self.complete(pending, if lost { Err(sense::WRITE_ERROR) } else { Ok(()) })
+            }
+            (MediaOp::Prefetch(_), Some(range), _) => {
+                loaded.will_read(range, &mut self.mover);
+                self.complete(pending, Ok(()))
+            }
+            (MediaOp::LbaStatus { start, .. }, Some(range), DataPhase::In { send }) => {
+                let block = u64::from(loaded.image.block_size().bytes());
+                let Allocation { stored, len } = loaded.image.allocation(range.start());
+                let hole = if stored { 0 } else { len.0 / block };
+                let blocks = if hole > 0 { hole } else { len.0.div_ceil(block) };
+                self.send_lba_status(&lba_status(start, Blocks(blocks), hole == 0), send, pending)
+            }
+            _ => self.complete(pending, Err(sense::LBA_OUT_OF_RANGE)),
+        }
+    }
+
+    fn send_lba_status(&mut self, status: &[u8], send: u32, pending: Pending) -> Result<(), PipeError> {
+        // First, because the pipe may be gone.
+        let ended = self.target.complete(pending, Ok(()));
+        let mut response = self.pipes.small()?;
+        response.iter_mut().zip(status).for_each(|(to, byte)| *to = *byte);
+        self.pipes.send_data(response, ByteLen::from(send).to_usize(), Wake::Later)?;
+        self.end(ended, send)
+    }
+
     /// Answers a command that moved nothing.
-    fn complete(&mut self, pending: Pending, result: Result<(), Sense>) -> Result<(), PipeError> {
+    pub(super) fn complete(&mut self, pending: Pending, result: Result<(), Sense>) -> Result<(), PipeError> {
         let status = self.target.complete(pending, result);
         self.conclude(status)
     }
@@ -219,7 +286,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// The one place where a fault of the image becomes sense data and a person hears of it.
-    fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
+    pub(super) fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         let sense = fault::sense_of(kind, way, lba);
         let Open { lun, opcode, .. } = self.open;
         self.tell(Event::Failed {
@@ -232,7 +299,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
-        let Phase::Out { data, .. } = &mut self.phase else { return Ok(()) };
+        let Phase::Out { data, .. } = &mut self.phase else { return self.compound_received(done) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let medium = loaded.map(|loaded| &loaded.image as _);
         data.received(done, medium, &mut self.mover, &mut self.pipes);
@@ -249,6 +316,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let moved = u32::try_from(data.moved()).unwrap_or(u32::MAX);
         let status = match end {
             OutEnd::Answered(status) => status,
+            OutEnd::Moved { status, moved } => return self.end(status, moved),
             OutEnd::Write(pending) => {
                 let result = match progress {
                     Progress::Fault(kind) => Err(self.fault(kind, Way::Write, None)),
@@ -260,7 +328,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             OutEnd::List(pending) => {
                 let list = data.into_list();
                 let bytes = list.as_ref().and_then(|(buf, len)| buf.get(..*len)).unwrap_or_default();
-                self.target.parameters(pending, bytes)
+                match self.target.parameters(pending, bytes) {
+                    ListReply::Status(status) => status,
+                    ListReply::Media(op, pending) => {
+                        self.open.listed = moved;
+                        self.phase = Phase::Held { op, pending };
+                        return self.start_held();
+                    }
+                }
             }
         };
         self.end(status, moved)
@@ -294,20 +369,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.conclude(status)
     }
 
-    /// Ends a command of which nothing was transferred yet: what the host insists on sending is read and dropped
+    /// Ends a command of which nothing but a parameter list was transferred yet: what the host insists on sending is read and dropped
     /// (BOT 1.0 §6.7.3, which allows it; halting OUT would race with what is on its way).
     fn conclude(&mut self, status: Status) -> Result<(), PipeError> {
         match self.open.data {
-            DataPhase::Out { receive, .. } => {
+            DataPhase::Out { receive, .. } if self.open.listed == 0 => {
                 let data = DataOut::new(receive, 0, data_out::Sink::Nowhere);
                 self.phase = Phase::Out { data, end: OutEnd::Answered(status) };
                 self.pump_out()
             }
-            DataPhase::None | DataPhase::In { .. } => self.end(status, 0),
+            DataPhase::None | DataPhase::In { .. } | DataPhase::Out { .. } => {
+                self.end(status, self.open.listed)
+            }
         }
     }
 
-    fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
+    pub(super) fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
         let phase_error = matches!(self.bot.state(), bot::State::Data { phase_error: true, .. });
         let (status, outcome) = match status {
             Status::Good => (CommandStatus::Passed, Outcome::Passed),

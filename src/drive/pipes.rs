@@ -232,4 +232,10 @@ impl<M: Mover> Mover for Counted<M> {
         self.in_flight += u32::from(queued);
         queued
     }
+
+    fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {
+        let queued = self.mover.punch(file, at, len, tag);
+        self.in_flight += u32::from(queued);
+        queued
+    }
 }

@@ -30,6 +30,9 @@ pub(super) const SETTLE: OpTag = OpTag(u32::MAX);
 /// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
 const HINT_MAX: ByteLen = ByteLen(128 * 1024);
 
+/// The most that a PRE-FETCH brings: eight hints, which leaves room on the ring for what cannot do without.
+const PREFETCH_MAX: ByteLen = ByteLen(1024 * 1024);
+
 /// An image in a drive.
 #[derive(Debug)]
 pub(super) struct Loaded {
@@ -70,7 +73,18 @@ impl Loaded {
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
     fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) -> bool {
         let (goes_on, hint) = self.stream.advance(range);
-        let Some(mut hint) = hint.filter(|_| self.slow) else { return goes_on };
+        if let Some(hint) = hint.filter(|_| self.slow) {
+            self.hint(hint, mover);
+        }
+        goes_on
+    }
+
+    /// The host will read these bytes soon. No more than a stream has ahead is asked for.
+    pub(super) fn will_read(&self, range: ByteRange, mover: &mut impl Mover) {
+        self.hint(range.split_at(PREFETCH_MAX).0, mover);
+    }
+
+    fn hint(&self, mut hint: ByteRange, mover: &mut impl Mover) {
         while !hint.is_empty() {
             let (piece, rest) = hint.split_at(HINT_MAX);
             hint = rest;
@@ -78,7 +92,6 @@ impl Loaded {
                 mover.will_read(&file, offset, len);
             }
         }
-        goes_on
     }
 
     fn name(&self) -> String {
@@ -103,10 +116,10 @@ fn close(image: Image) {
     }
 }
 
-/// The block length of what a drive of this kind holds.
-pub fn block_size(kind: Kind) -> BlockSize {
+/// The block length of what a drive of this kind holds, with blocks of `disk` bytes if it is a disk.
+pub fn block_size(kind: Kind, disk: BlockSize) -> BlockSize {
     match kind {
-        Kind::Disk => BlockSize::B512,
+        Kind::Disk => disk,
         Kind::Optical => BlockSize::B2048,
     }
 }
@@ -159,6 +172,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     function: self.name.clone(),
                     lun,
                     kind: unit.map_or(Kind::Disk, scsi::Unit::kind),
+                    block_size: block_size(unit.map_or(Kind::Disk, scsi::Unit::kind), drive.block_size),
                     image: drive.loaded.as_ref().map(Loaded::state),
                     rw: drive.rw,
                     prevented: unit.is_some_and(scsi::Unit::prevented),
@@ -190,7 +204,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if let Some(loaded) = &drive.loaded {
             return Err(Refusal::Occupied(loaded.name()));
         }
-        if image.block_size() != block_size(kind) {
+        if image.block_size() != block_size(kind, drive.block_size) {
             return Err(Refusal::KindChanged);
         }
         if kind == Kind::Optical && image.writable() {
@@ -200,6 +214,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             blocks: image.block_size().blocks_in(image.len()),
             block_size: image.block_size(),
             write_protected: !image.writable(),
+            thin: image.thin(),
         };
         let slow = image.residence() == Residence::Remote;
         let stream = ReadAhead::default();

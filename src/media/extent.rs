@@ -31,6 +31,15 @@ pub enum Extent {
     },
 }
 
+/// A run of bytes of which all or none have storage behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Whether they have; those that have not read as zeroes.
+    pub stored: bool,
+    /// How many.
+    pub len: ByteLen,
+}
+
 /// How near bytes are, which decides how they are best read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residence {
@@ -63,6 +72,17 @@ pub trait Medium: Send {
     /// How near the bytes of its files are.
     fn residence(&self) -> Residence {
         Residence::Remote
+    }
+
+    /// Whether a hole can be made in its file, so that bytes give their storage back and read as zeroes.
+    fn thin(&self) -> bool {
+        false
+    }
+
+    /// Whether the bytes from `at` on have storage behind them, and for how many bytes that holds: at least one, and never past
+    /// the end. Whoever cannot tell without waiting says that all have.
+    fn allocation(&self, at: ByteOffset) -> Allocation {
+        Allocation { stored: true, len: ByteLen(self.len().0.saturating_sub(at.0)) }
     }
 
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.

@@ -20,11 +20,15 @@ use std::{
 };
 
 use nix::{
-    fcntl::{FcntlArg, OFlag, fcntl},
+    errno::Errno,
+    fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl},
     sys::statfs::{self, FsType, fstatfs},
+    unistd::{Whence, lseek},
 };
 
-use super::{Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX};
+use super::{
+    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX,
+};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// What an image is opened for.
@@ -64,6 +68,7 @@ pub struct Image {
     locked: bool,
     block_size: BlockSize,
     residence: Residence,
+    thin: bool,
 }
 
 impl Image {
@@ -143,7 +148,9 @@ impl Image {
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
         let identity = Identity::of(&metadata);
         let residence = residence(&file, &metadata);
-        Ok(Self { file: Arc::new(file), name, access, stored, len, identity, locked, block_size, residence })
+        let thin = access == Access::ReadWrite && metadata.is_file() && can_punch(&file, len);
+        let file = Arc::new(file);
+        Ok(Self { file, name, access, stored, len, identity, locked, block_size, residence, thin })
     }
 
     /// As it was named to us.
@@ -210,6 +217,21 @@ impl Medium for Image {
 
     fn residence(&self) -> Residence {
         self.residence
+    }
+
+    fn thin(&self) -> bool {
+        self.thin
+    }
+
+    /// Asks the file system, unless it may have to ask a server.
+    fn allocation(&self, at: ByteOffset) -> Allocation {
+        let left = ByteLen(self.len.0.saturating_sub(at.0));
+        let found = match self.residence {
+            Residence::Memory | Residence::Local => allocation(&self.file, at),
+            Residence::Remote => None,
+        };
+        let (stored, end) = found.unwrap_or((true, self.len));
+        Allocation { stored, len: ByteLen(end.0.saturating_sub(at.0)).min(left) }
     }
 
     fn file_for_sync(&self) -> Option<&Arc<File>> {
@@ -300,6 +322,27 @@ fn residence(file: &File, metadata: &Metadata) -> Residence {
         Ok(statfs::TMPFS_MAGIC) if metadata.is_file() => Residence::Memory,
         Ok(kind) if metadata.is_file() && LOCAL.contains(&kind) => Residence::Local,
         _ => Residence::Remote,
+    }
+}
+
+/// Tries it where it changes nothing: behind the end.
+fn can_punch(file: &File, len: ByteLen) -> bool {
+    const HOLE: libc::off_t = 4096;
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let end = libc::off_t::try_from(len.0).ok().filter(|end| end.checked_add(HOLE).is_some());
+    end.is_some_and(|end| fallocate(file, flags, end, HOLE).is_ok())
+}
+
+/// Whether the byte at `at` is stored, and where the run of such bytes ends. A position in the file is no state of ours: all reads
+/// and writes name their own.
+fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
+    let from = libc::off_t::try_from(at.0).ok()?;
+    match lseek(file, from, Whence::SeekData) {
+        // No data up to the end.
+        Err(Errno::ENXIO) => Some((false, ByteLen(u64::MAX))),
+        Ok(data) if data > from => Some((false, ByteLen(u64::try_from(data).ok()?))),
+        Ok(_) => Some((true, ByteLen(u64::try_from(lseek(file, from, Whence::SeekHole).ok()?).ok()?))),
+        Err(_) => None,
     }
 }
 

@@ -46,6 +46,8 @@ pub enum MoveOp {
     Write,
     /// fdatasync(2).
     Sync,
+    /// fallocate(2), to make a hole.
+    Punch,
 }
 
 /// A finished file operation, with its buffer.
@@ -55,7 +57,7 @@ pub struct Moved {
     pub tag: OpTag,
     /// What it was.
     pub op: MoveOp,
-    /// The buffer given; `None` for [`MoveOp::Sync`].
+    /// The buffer given; `None` for [`MoveOp::Sync`] and [`MoveOp::Punch`].
     pub buf: Option<Buf>,
     /// Bytes moved, from the start of the buffer. May be short: a read that meets the end of the file, a write that meets the
     /// end of the space.
@@ -117,4 +119,9 @@ pub trait Mover {
     /// Makes durable everything whose write completed before this call (fdatasync). `false`: full, as in [`Mover::read`].
     #[must_use]
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool;
+
+    /// Gives the storage behind `len` bytes at `at` back, so that they read as zeroes; the file keeps its length
+    /// (FALLOC_FL_PUNCH_HOLE). `false`: full, as in [`Mover::read`].
+    #[must_use]
+    fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool;
 }

@@ -403,6 +403,16 @@ impl<U: Copy> Mover for Ring<U> {
         })
         .is_ok()
     }
+
+    fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {
+        self.start_move(MoveOp::Punch, file, None, tag, |fd, _, _| {
+            opcode::Fallocate::new(fd, len.0)
+                .offset(at.0)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build()
+        })
+        .is_ok()
+    }
 }
 
 impl<U> Drop for Ring<U> {
@@ -465,12 +475,13 @@ fn builders(entries: u32) -> (io_uring::Builder, io_uring::Builder) {
 }
 
 fn probe(uring: &IoUring) -> Result<(), RingError> {
-    const NEEDED: [(u8, &str); 8] = [
+    const NEEDED: [(u8, &str); 9] = [
         (opcode::Read::CODE, "IORING_OP_READ"),
         (opcode::ReadFixed::CODE, "IORING_OP_READ_FIXED"),
         (opcode::Write::CODE, "IORING_OP_WRITE"),
         (opcode::WriteFixed::CODE, "IORING_OP_WRITE_FIXED"),
         (opcode::Fsync::CODE, "IORING_OP_FSYNC"),
+        (opcode::Fallocate::CODE, "IORING_OP_FALLOCATE"),
         (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD"),
         (opcode::Timeout::CODE, "IORING_OP_TIMEOUT"),
         (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),

@@ -29,12 +29,28 @@ impl Cdb {
         self.len
     }
 
+    /// Length of the CDB by the group code in the opcode (SPC-4, operation code), for the groups that have one.
+    pub(super) fn len_code(&self) -> usize {
+        match self.opcode() >> 5 {
+            0 => 6,
+            1 | 2 => 10,
+            4 => 16,
+            5 => 12,
+            _ => 0,
+        }
+    }
+
     pub(super) fn lun(&self) -> u8 {
         self.lun
     }
 
     pub(super) fn opcode(&self) -> u8 {
         self.byte::<0>()
+    }
+
+    /// All sixteen bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     fn field<const AT: usize, const LEN: usize>(&self) -> [u8; LEN] {

@@ -1,10 +1,11 @@
-//! INQUIRY: standard data and vital product data (SPC-4, INQUIRY command and §7.8).
+//! INQUIRY and its standard data (SPC-4, INQUIRY command).
 
 use super::cdb::Cdb;
 use super::response::Response;
 use super::sense::Sense;
 use super::target::{Outcome, Target};
-use super::unit::{Identity, Kind, Unit};
+use super::unit::{Kind, Unit};
+use super::vpd;
 
 /// "Not capable of supporting a device on this LUN", device type unknown (SPC-4, peripheral qualifier).
 const NO_UNIT: u8 = 0x7F;
@@ -14,10 +15,6 @@ const NO_UNIT: u8 = 0x7F;
 const DISK_VERSIONS: [u16; 4] = [0x00A0, 0x0460, 0x04C0, 0x1730];
 const OPTICAL_VERSIONS: [u16; 4] = [0x00A0, 0x0460, 0x04E0, 0x1730];
 
-const SUPPORTED_PAGES: u8 = 0x00;
-const UNIT_SERIAL_NUMBER: u8 = 0x80;
-const DEVICE_IDENTIFICATION: u8 = 0x83;
-
 pub(super) fn inquiry(target: &mut Target, cdb: &Cdb, out: &mut Response<'_>) -> Result<Outcome, Sense> {
     if cdb.bit::<1>(1) {
         // CMDDT, obsolete since SPC-3.
@@ -26,7 +23,7 @@ pub(super) fn inquiry(target: &mut Target, cdb: &Cdb, out: &mut Response<'_>) ->
     let unit = target.unit(cdb.lun());
     match (cdb.bit::<1>(0), cdb.byte::<2>()) {
         (false, 0) => standard(unit, out),
-        (true, page) => vital_product_data(unit, page, out)?,
+        (true, page) => vpd::page(unit, device_type(unit), page, out)?,
         // A page code without EVPD.
         (false, _) => return Err(Sense::in_cdb(2)),
     }
@@ -59,31 +56,4 @@ fn standard(unit: Option<&Unit>, out: &mut Response<'_>) {
     }
     out.zeros(30);
     out.seal8(4);
-}
-
-fn vital_product_data(unit: Option<&Unit>, page: u8, out: &mut Response<'_>) -> Result<(), Sense> {
-    out.push(&[device_type(unit), page, 0, 0]);
-    match (page, unit) {
-        (SUPPORTED_PAGES, None) => out.byte(SUPPORTED_PAGES),
-        (SUPPORTED_PAGES, Some(_)) => {
-            out.push(&[SUPPORTED_PAGES, UNIT_SERIAL_NUMBER, DEVICE_IDENTIFICATION]);
-        }
-        (UNIT_SERIAL_NUMBER, Some(unit)) => out.push(unit.identity().serial().as_bytes()),
-        (DEVICE_IDENTIFICATION, Some(unit)) => t10_designator(unit.identity(), out),
-        _ => return Err(Sense::in_cdb(2)),
-    }
-    out.seal16(2);
-    Ok(())
-}
-
-/// T10 vendor ID based designator of the logical unit (SPC-4 §7.8): vendor, then product and serial number, as the standard
-/// recommends.
-fn t10_designator(identity: &Identity, out: &mut Response<'_>) {
-    let at = out.len();
-    // ASCII; logical unit, T10 vendor ID.
-    out.push(&[0x02, 0x01, 0, 0]);
-    out.push(identity.vendor());
-    out.push(identity.product());
-    out.push(identity.serial().as_bytes());
-    out.seal8(at.saturating_add(3));
 }

@@ -8,6 +8,7 @@
 //!                          ──► Reply::Data        done, response bytes for the host
 //!                          ──► Reply::Media       the drive moves blocks ──► Target::complete   ──► Status
 //!                          ──► Reply::Parameters  the drive reads a list ──► Target::parameters ──► Status
+//!                                                                                               or Media again
 //! ```
 //!
 //! Invariants:
@@ -21,23 +22,32 @@
 mod attention;
 mod blocks;
 mod cdb;
+mod diagnostic;
+mod format;
 mod inquiry;
+pub mod limits;
+mod media_op;
 mod mode;
 mod mode_select;
 mod opcodes;
 mod optical;
 mod pending;
+mod provisioning;
 mod removable;
 mod report;
+mod reservation;
 mod response;
 pub mod sense;
 mod target;
 mod unit;
+mod vpd;
 
+pub use media_op::{Compound, MediaOp};
 pub use opcodes::{name_of, opcode_name};
 pub use pending::{Pending, PendingParameters};
+pub use provisioning::{LBA_STATUS_LEN, UnmapList, lba_status};
 pub use sense::{FieldPointer, Sense, SenseKey};
-pub use target::{LUNS_MAX, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
+pub use target::{LUNS_MAX, ListReply, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};
 pub use unit::{Identity, InvalidIdentity, Kind, Medium, Occupied, Unit};
 
 #[cfg(test)]

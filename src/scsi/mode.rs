@@ -1,6 +1,7 @@
 //! MODE SENSE and the mode pages (SPC-4, MODE SENSE and §7.5; SBC-3 and MMC-6, mode parameters).
 //!
-//! No parameter can be changed, so the changeable values of each page are zeroes, and default values are the current ones.
+//! What the host can change are a few bits, the [`SWITCHES`]; everything else is fixed. Called by MODE SENSE, and by MODE SELECT to
+//! compare with.
 
 use super::cdb::Cdb;
 use super::opcodes::Kinds;
@@ -21,12 +22,46 @@ pub(super) struct Page {
     body: fn(&Unit, &mut Response<'_>),
 }
 
+/// What MODE SELECT can change. It lasts until the next reset: nothing is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Modes {
+    /// WCE: writes are promised at SYNCHRONIZE CACHE or with FUA. Without it, each as it ends (SBC-3, caching mode page).
+    pub(super) write_cache: bool,
+    /// D_SENSE: sense data of a CHECK CONDITION are in descriptor format (SPC-4, control mode page).
+    pub(super) descriptor_sense: bool,
+    /// SWP: writes are refused (SPC-4, control mode page).
+    pub(super) software_write_protect: bool,
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self { write_cache: true, descriptor_sense: false, software_write_protect: false }
+    }
+}
+
+/// A bit of a page that MODE SELECT can change. The page's body leaves it at zero.
+pub(super) struct Switch {
+    page: u8,
+    /// Byte in the page, and bit in that byte.
+    pub(super) at: usize,
+    pub(super) mask: u8,
+    /// Where its value is kept.
+    pub(super) value: fn(&mut Modes) -> &mut bool,
+}
+
+const SWITCHES: [Switch; 3] = [
+    Switch { page: 0x08, at: 2, mask: 0x04, value: |modes| &mut modes.write_cache },
+    Switch { page: 0x0A, at: 2, mask: 0x04, value: |modes| &mut modes.descriptor_sense },
+    Switch { page: 0x0A, at: 4, mask: 0x08, value: |modes| &mut modes.software_write_protect },
+];
+
 /// In the order of page codes, in which MODE SENSE returns them (SPC-4, MODE SENSE (6)).
 const PAGES: &[Page] = &[
     Page { code: 0x01, kinds: Kinds::Both, body: error_recovery },
     Page { code: 0x08, kinds: Kinds::Disk, body: caching },
     Page { code: 0x0A, kinds: Kinds::Disk, body: control },
     Page { code: 0x1A, kinds: Kinds::Optical, body: power_condition },
+    Page { code: 0x1C, kinds: Kinds::Disk, body: informational_exceptions },
     Page { code: 0x2A, kinds: Kinds::Optical, body: capabilities },
 ];
 
@@ -35,13 +70,12 @@ fn error_recovery(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
 
-/// WCE: writes are promised at SYNCHRONIZE CACHE or with FUA (SBC-3, caching mode page).
+/// Nothing but WCE.
 fn caching(_: &Unit, out: &mut Response<'_>) {
-    out.byte(0x04);
-    out.zeros(17);
+    out.zeros(18);
 }
 
-/// D_SENSE is zero: sense data of a CHECK CONDITION would be in fixed format (SPC-4, control mode page).
+/// Nothing but D_SENSE and SWP: one task set, in order, never busy.
 fn control(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
@@ -49,6 +83,12 @@ fn control(_: &Unit, out: &mut Response<'_>) {
 /// No timers.
 fn power_condition(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
+}
+
+/// DEXCPT: no exceptions are reported (SPC-4, informational exceptions control mode page).
+fn informational_exceptions(_: &Unit, out: &mut Response<'_>) {
+    out.byte(0x08);
+    out.zeros(9);
 }
 
 /// CD/DVD capabilities and mechanical status (MMC-3), without audio and without writing. Linux takes from it
@@ -71,6 +111,7 @@ fn capabilities(unit: &Unit, out: &mut Response<'_>) {
 enum Values {
     Current,
     Changeable,
+    Default,
 }
 
 impl Page {
@@ -79,18 +120,32 @@ impl Page {
         PAGES.iter().find(|page| page.code == code && page.kinds.include(unit.kind()))
     }
 
-    /// The page with its current values.
-    pub(super) fn write(&self, unit: &Unit, out: &mut Response<'_>) {
-        self.write_values(unit, Values::Current, out);
+    /// What the host can change in this page.
+    pub(super) fn switches(&self) -> impl Iterator<Item = &'static Switch> {
+        SWITCHES.iter().filter(|switch| switch.page == self.code)
     }
 
-    fn write_values(&self, unit: &Unit, values: Values, out: &mut Response<'_>) {
+    /// The page with every switch off.
+    pub(super) fn write_fixed(&self, unit: &Unit, out: &mut Response<'_>) {
         let at = out.len();
         out.push(&[self.code, 0]);
         (self.body)(unit, out);
         out.seal8(at.saturating_add(1));
-        if values == Values::Changeable {
-            out.clear_from(at.saturating_add(2));
+    }
+
+    fn write(&self, unit: &Unit, values: Values, out: &mut Response<'_>) {
+        let at = out.len();
+        self.write_fixed(unit, out);
+        let mut modes = unit.modes;
+        match values {
+            Values::Current => {}
+            Values::Default => modes = Modes::default(),
+            Values::Changeable => out.clear_from(at.saturating_add(2)),
+        }
+        for switch in self.switches() {
+            if values == Values::Changeable || *(switch.value)(&mut modes) {
+                out.set_bits(at.saturating_add(switch.at), switch.mask);
+            }
         }
     }
 }
@@ -133,7 +188,7 @@ fn medium_type(unit: &Unit) -> u8 {
 fn device_specific(unit: &Unit) -> u8 {
     match (unit.kind(), unit.medium()) {
         (Kind::Optical, _) => 0,
-        (Kind::Disk, Some(medium)) if medium.write_protected => 0x90,
+        (Kind::Disk, Some(_)) if !unit.writable() => 0x90,
         (Kind::Disk, _) => 0x10,
     }
 }
@@ -165,9 +220,9 @@ fn descriptor_len(out: &mut Response<'_>, at: usize, header_len: usize) {
 
 fn pages(unit: &Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<(), Sense> {
     let values = match cdb.byte::<2>() >> 6 {
-        // Default values are the current ones.
-        0 | 2 => Values::Current,
+        0 => Values::Current,
         1 => Values::Changeable,
+        2 => Values::Default,
         _ => return Err(SAVING_PARAMETERS_NOT_SUPPORTED),
     };
     if !matches!(cdb.byte::<3>(), 0 | ALL_SUBPAGES) {
@@ -176,12 +231,12 @@ fn pages(unit: &Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<(), Sense> {
     match cdb.byte::<2>() & 0x3F {
         ALL_PAGES => {
             for page in PAGES.iter().filter(|page| page.kinds.include(unit.kind())) {
-                page.write_values(unit, values, out);
+                page.write(unit, values, out);
             }
         }
         code => {
             let page = Page::find(unit, code).ok_or(Sense::in_cdb_bit(2, 5))?;
-            page.write_values(unit, values, out);
+            page.write(unit, values, out);
         }
     }
     Ok(())

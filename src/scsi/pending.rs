@@ -1,5 +1,7 @@
 //! Tokens for commands that wait for the drive. Each must be handed back; one that is dropped has lost a command.
 
+use super::reservation::Action;
+
 /// A command waits for the medium. Hand it to [`super::Target::complete`] or [`super::Target::abandon`].
 ///
 /// # Panics
@@ -43,6 +45,13 @@ pub(super) enum List {
     ModeSelect6,
     /// MODE SELECT(10).
     ModeSelect10,
+    /// FORMAT UNIT.
+    Format {
+        /// Whether its header is the long one.
+        long: bool,
+    },
+    /// PERSISTENT RESERVE OUT.
+    Reservation(Action),
 }
 
 impl Pending {

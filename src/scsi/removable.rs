@@ -1,9 +1,10 @@
 //! Readiness, the tray and the lock: TEST UNIT READY, START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL.
 
 use super::cdb::Cdb;
+use super::media_op::MediaOp;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
-use super::target::{MediaOp, Outcome};
+use super::target::Outcome;
 use super::unit::{Kind, Unit};
 
 /// The opcode table has asked already.
@@ -11,20 +12,17 @@ pub(super) fn test_unit_ready(_: &mut Unit, _: &Cdb, _: &mut Response<'_>) -> Re
     Ok(Outcome::Done)
 }
 
-/// SBC-3 and MMC-6, START STOP UNIT. Power conditions are accepted without effect: a file has no motor, so a stopped unit goes
-/// on answering. IMMED is not taken up: the status comes when the work is done.
+/// SBC-3 and MMC-6, START STOP UNIT. Power conditions are accepted without effect, those to come too: a file has no motor, so a
+/// stopped unit goes on answering. IMMED is not taken up: the status comes when the work is done.
 pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let (start, load_eject) = (cdb.bit::<4>(0), cdb.bit::<4>(1));
-    match cdb.byte::<4>() >> 4 {
-        0x0 => {}
-        // ACTIVE, IDLE, STANDBY, SLEEP (MMC), LU_CONTROL, FORCE_IDLE_0, FORCE_STANDBY_0.
-        0x1 | 0x2 | 0x3 | 0x5 | 0x7 | 0xA | 0xB => return Ok(Outcome::Done),
-        _ => return Err(Sense::in_cdb_bit(4, 7)),
+    if cdb.byte::<4>() >> 4 != 0 {
+        return Ok(Outcome::Done);
     }
     match (load_eject, start) {
         (false, true) => unit.ready().map(|_| Outcome::Done),
-        // Stopping makes written data durable (SBC-3, START STOP UNIT).
-        (false, false) if unit.writable() => Ok(Outcome::Media(MediaOp::Flush)),
+        // Stopping makes written data durable, unless NO_FLUSH says not to (SBC-3, START STOP UNIT).
+        (false, false) if unit.may_hold_writes() && !cdb.bit::<4>(2) => Ok(Outcome::Media(MediaOp::Flush)),
         (false, false) => Ok(Outcome::Done),
         (true, true) if unit.medium().is_some() => Ok(Outcome::Done),
         (true, true) => Ok(Outcome::Media(MediaOp::Load)),

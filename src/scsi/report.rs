@@ -8,16 +8,22 @@ use super::target::{Outcome, Target};
 use super::unit::Unit;
 
 /// Takes the sense data of the command before; without any, the most urgent unit attention.
+///
+/// DESC asks for the descriptor format. D_SENSE asks for it in the sense data of a CHECK CONDITION (SPC-4, control mode page),
+/// which in Bulk-Only Transport is what this command takes.
 pub(super) fn request_sense(
     target: &mut Target,
     cdb: &Cdb,
     out: &mut Response<'_>,
 ) -> Result<Outcome, Sense> {
-    let sense = match target.unit_mut(cdb.lun()) {
-        Some(unit) => unit.sense.take().or_else(|| unit.attentions.take()).unwrap_or(NO_SENSE),
-        None => LOGICAL_UNIT_NOT_SUPPORTED,
+    let (sense, by_mode) = match target.unit_mut(cdb.lun()) {
+        Some(unit) => match unit.sense.take() {
+            Some(sense) => (sense, unit.modes.descriptor_sense),
+            None => (unit.attentions.take().unwrap_or(NO_SENSE), false),
+        },
+        None => (LOGICAL_UNIT_NOT_SUPPORTED, false),
     };
-    if cdb.bit::<1>(0) {
+    if by_mode || cdb.bit::<1>(0) {
         sense.encode_descriptor(out);
     } else {
         sense.encode_fixed(out);

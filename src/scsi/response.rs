@@ -87,6 +87,13 @@ impl<'a> Response<'a> {
         self.patch(at, &u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes());
     }
 
+    /// Sets the bits of `mask` in the written byte at `at`.
+    pub(super) fn set_bits(&mut self, at: usize, mask: u8) {
+        if let Some(byte) = self.buffer.get_mut(..self.len).and_then(|written| written.get_mut(at)) {
+            *byte |= mask;
+        }
+    }
+
     /// Overwrites written bytes at `at`.
     pub(super) fn patch(&mut self, at: usize, bytes: &[u8]) {
         let end = at.saturating_add(bytes.len());

@@ -97,7 +97,8 @@ pub struct Sense {
     pub asc: u8,
     /// Additional sense code qualifier.
     pub ascq: u8,
-    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3, READ (10)).
+    /// INFORMATION: for medium errors the LBA of the first bad block (SBC-3, READ (10)), for COMPARE AND WRITE the offset of the
+    /// first byte that differs.
     pub information: Option<u64>,
     /// The wrong field, for ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
@@ -131,6 +132,8 @@ senses! {
     WRITE_ERROR = MediumError 0x0C 0x00 "write error";
     /// The medium would not give the data.
     UNRECOVERED_READ_ERROR = MediumError 0x11 0x00 "unrecovered read error";
+    /// What was compared differs.
+    MISCOMPARE_DURING_VERIFY = Miscompare 0x1D 0x00 "miscompare during verify operation";
     /// A parameter list ends in the middle of something.
     PARAMETER_LIST_LENGTH_ERROR = IllegalRequest 0x1A 0x00 "parameter list length error";
     /// The opcode is not in our table.
@@ -145,6 +148,8 @@ senses! {
     LOGICAL_UNIT_NOT_SUPPORTED = IllegalRequest 0x25 0x00 "logical unit not supported";
     /// A parameter list field has a value we do not support.
     INVALID_FIELD_IN_PARAMETER_LIST = IllegalRequest 0x26 0x00 "invalid field in parameter list";
+    /// RELEASE of another type than that of the reservation.
+    INVALID_RELEASE_OF_PERSISTENT_RESERVATION = IllegalRequest 0x26 0x04 "invalid release of persistent reservation";
     /// The medium is read-only.
     WRITE_PROTECTED = DataProtect 0x27 0x00 "write protected";
     /// No space is left behind the medium (SBC-3, thin provisioning).

@@ -1,13 +1,14 @@
 //! The target: finds the unit and the opcode of a CDB, checks what the opcode demands, and keeps the sense data.
 
 use super::cdb::Cdb;
+use super::format;
+use super::media_op::MediaOp;
 use super::mode_select;
 use super::opcodes::{self, Direction, Handler, MediumNeed, Opcode, UnderAttention};
 use super::pending::{Effect, List, Pending, PendingParameters};
 use super::response::Response;
 use super::sense::{LOGICAL_UNIT_NOT_SUPPORTED, PARAMETER_LIST_LENGTH_ERROR, Sense};
 use super::unit::Unit;
-use crate::units::BlockRange;
 
 /// The most units of a target: Bulk-Only Transport has four bits for a LUN (BOT 1.0 §5.1).
 pub const LUNS_MAX: usize = 16;
@@ -25,28 +26,6 @@ pub enum Status {
     Good,
     /// Not done; sense data waits for REQUEST SENSE.
     CheckCondition,
-}
-
-/// What the drive must do with the medium.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MediaOp {
-    /// Send these blocks, at least one.
-    Read(BlockRange),
-    /// Receive and keep these blocks, at least one.
-    Write {
-        /// Where.
-        range: BlockRange,
-        /// Whether they must be durable before the status is sent.
-        fua: bool,
-    },
-    /// See that these blocks, at least one, can be read; no data for the host.
-    Verify(BlockRange),
-    /// Make all that was written durable.
-    Flush,
-    /// Bring a medium, if there is one to bring: [`Unit::insert`] it before [`Target::complete`].
-    Load,
-    /// Make all that was written durable and let the medium go; [`Target::complete`] then empties the unit.
-    Unload,
 }
 
 /// How a command goes on.
@@ -69,6 +48,16 @@ pub enum Reply {
         /// The command that waits.
         pending: PendingParameters,
     },
+}
+
+/// How a command goes on once its parameter list is there.
+#[must_use]
+#[derive(Debug)]
+pub enum ListReply {
+    /// It is over.
+    Status(Status),
+    /// It needs the medium, and no more data. Answer with [`Target::complete`].
+    Media(MediaOp, Pending),
 }
 
 /// What a handler answers where it does not refuse.
@@ -162,18 +151,24 @@ impl Target {
         self.conclude(lun, result)
     }
 
-    /// Ends a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
-    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> Status {
+    /// Goes on with a command that needed a parameter list, with the list. Bytes that the host did not send are missing from it.
+    pub fn parameters(&mut self, pending: PendingParameters, list: &[u8]) -> ListReply {
         let (lun, kind) = (pending.lun, pending.list);
         pending.disarm();
-        let Some(unit) = self.unit(lun) else {
-            return Status::CheckCondition;
+        let Some(unit) = self.unit_mut(lun) else {
+            return ListReply::Status(Status::CheckCondition);
         };
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
+            List::Format { long } => format::accept(long, list).map(|()| None),
+            List::Reservation(action) => unit.reservations.accept(action, list).map(|()| None),
         };
-        self.conclude(lun, result)
+        match result {
+            Ok(Some(op)) => ListReply::Media(op, Pending::new(lun, effect_of(op))),
+            Ok(None) => ListReply::Status(Status::Good),
+            Err(sense) => ListReply::Status(self.refuse(lun, sense)),
+        }
     }
 
     /// Gives up a command whose host is gone: reset, unplugged. The unit is as if it had not been sent.
@@ -186,7 +181,8 @@ impl Target {
         pending.disarm();
     }
 
-    /// The transport was reset: each unit allows removal, forgets its sense data and raises unit attention 29/00.
+    /// The transport was reset: each unit allows removal, forgets its sense data and what MODE SELECT changed, and raises unit
+    /// attention 29/00.
     pub fn bus_reset(&mut self) {
         for unit in &mut self.units {
             unit.reset();
@@ -233,7 +229,10 @@ impl Target {
             return Err(Sense::in_cdb(u16::try_from(cdb.len()).unwrap_or(u16::MAX)));
         }
         let outcome = match opcode.handler {
-            Handler::Target(handler) => handler(self, &cdb, out),
+            Handler::Target(handler) => {
+                opcode.refuse_reserved(&cdb)?;
+                handler(self, &cdb, out)
+            }
             Handler::Unit(handler) => {
                 let unit = self.unit_mut(cdb.lun()).ok_or(LOGICAL_UNIT_NOT_SUPPORTED)?;
                 if opcode.under_attention == UnderAttention::Refused
@@ -241,6 +240,7 @@ impl Target {
                 {
                     return Err(sense);
                 }
+                opcode.refuse_reserved(&cdb)?;
                 if opcode.medium == MediumNeed::Present {
                     unit.ready()?;
                 }
@@ -261,8 +261,14 @@ impl Outcome {
     fn goes(&self, direction: Direction) -> bool {
         match self {
             Self::Done => true,
-            Self::Data { .. } | Self::Media(MediaOp::Read(_)) => direction == Direction::In,
-            Self::Parameters { .. } | Self::Media(MediaOp::Write { .. }) => direction == Direction::Out,
+            Self::Data { .. } | Self::Media(MediaOp::Read(_) | MediaOp::LbaStatus { .. }) => {
+                direction == Direction::In
+            }
+            Self::Parameters { .. } | Self::Media(MediaOp::Write { .. } | MediaOp::Compound(_)) => {
+                direction == Direction::Out
+            }
+            // VERIFY has data where it compares.
+            Self::Media(MediaOp::Verify(_)) => direction != Direction::In,
             Self::Media(_) => direction == Direction::None,
         }
     }
@@ -272,6 +278,6 @@ fn effect_of(op: MediaOp) -> Effect {
     match op {
         MediaOp::Load => Effect::Load,
         MediaOp::Unload => Effect::Unload,
-        MediaOp::Read(_) | MediaOp::Write { .. } | MediaOp::Verify(_) | MediaOp::Flush => Effect::None,
+        _ => Effect::None,
     }
 }

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::attention::{Attention, Attentions};
+use super::mode::Modes;
+use super::reservation::Reservations;
 use super::sense::{MEDIUM_NOT_PRESENT, MEDIUM_NOT_PRESENT_TRAY_CLOSED, MEDIUM_NOT_PRESENT_TRAY_OPEN, Sense};
 use crate::units::{BlockSize, Blocks};
 
@@ -132,6 +134,8 @@ pub struct Medium {
     pub block_size: BlockSize,
     /// Whether writes are refused. Optical units refuse them anyway.
     pub write_protected: bool,
+    /// Whether unmapped blocks give their storage back and read as zeroes (SBC-3 §4.7, logical block provisioning).
+    pub thin: bool,
 }
 
 /// A media event that GET EVENT STATUS NOTIFICATION reports once (MMC-6).
@@ -162,6 +166,8 @@ pub struct Unit {
     medium: Option<Medium>,
     tray_open: bool,
     pub(super) prevention: Prevention,
+    pub(super) modes: Modes,
+    pub(super) reservations: Reservations,
     pub(super) attentions: Attentions,
     pub(super) media_event: Option<MediaEvent>,
     pub(super) sense: Option<Sense>,
@@ -176,6 +182,8 @@ impl Unit {
             medium: None,
             tray_open: false,
             prevention: Prevention::default(),
+            modes: Modes::default(),
+            reservations: Reservations::default(),
             attentions: Attentions::default(),
             media_event: None,
             sense: None,
@@ -254,6 +262,8 @@ impl Unit {
             self.kind = kind;
             self.identity = identity;
             self.tray_open = false;
+            self.modes = Modes::default();
+            self.reservations = Reservations::default();
             self.attentions.raise(Attention::InquiryChanged);
         }
         Ok(())
@@ -279,8 +289,15 @@ impl Unit {
         })
     }
 
-    /// Whether the medium that is in may be written.
+    /// Whether the medium that is in may be written: neither it nor the host forbids it.
     pub(super) fn writable(&self) -> bool {
+        self.kind == Kind::Disk
+            && !self.modes.software_write_protect
+            && self.medium.is_some_and(|medium| !medium.write_protected)
+    }
+
+    /// Whether writes may wait to be made durable, though further ones may be refused by now.
+    pub(super) fn may_hold_writes(&self) -> bool {
         self.kind == Kind::Disk && self.medium.is_some_and(|medium| !medium.write_protected)
     }
 
@@ -295,9 +312,11 @@ impl Unit {
         self.tray_open = false;
     }
 
-    /// A reset of the transport: prevention ends (SPC-4), sense data is lost, and the host is told.
+    /// A reset of the transport: prevention ends and mode parameters are as they were at first (SPC-4), sense data is lost, and
+    /// the host is told. Persistent reservations stay (SPC-4 §5.13).
     pub(super) fn reset(&mut self) {
         self.prevention = Prevention::default();
+        self.modes = Modes::default();
         self.sense = None;
         self.attentions.raise(Attention::Reset);
     }

@@ -24,6 +24,7 @@ use ringdrive::drive::{
 use ringdrive::gadget::Speed;
 use ringdrive::media::{Access, Image};
 use ringdrive::scsi::Kind;
+use ringdrive::units::BlockSize;
 use serde_json::Value;
 
 /// Time in which an answer comes, or the test has failed.
@@ -173,6 +174,7 @@ impl Drives {
             function: "usb0".to_owned(),
             lun,
             kind,
+            block_size: if kind == Kind::Disk { BlockSize::B512 } else { BlockSize::B2048 },
             image: None,
             rw: false,
             prevented: false,

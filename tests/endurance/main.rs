@@ -13,6 +13,7 @@ use dut::Parts;
 use fastrand::Rng;
 use job::Job;
 use ringdrive::bot::StallPolicy;
+use ringdrive::units::BlockSize;
 
 #[path = "../simulation/bus.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -90,6 +91,7 @@ fn a_million_commands_leave_memory_as_it_was() {
         quirks: bus::Quirks { early_in: false, clear_halt_interrupts: true, refuse_every: 0 },
         faults: media::Faults { errors: 0, shorts: 0, full: 0, delay_max: 1 << 20 },
         stall: StallPolicy::Auto,
+        block: BlockSize::B512,
         blocks: [256, 32],
         allocations_of: |call| measure(call).count_total,
     };

@@ -1,5 +1,8 @@
 //! The model host's life: which command comes next, what goes wrong with it, and whether the device's answer was right.
 
+#[path = "hostile.rs"]
+mod hostile;
+
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
@@ -7,9 +10,9 @@ use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
 
 use crate::{
     counted::{Became, Counted},
-    host::{AFTER_STALL, Chaos, Csw, End, Expected, Outcome, Port, Script, Stop},
-    job::{Job, Moves, What},
-    model::{Disk, bytes_of},
+    host::{Chaos, Csw, Expected, Outcome, Port, Script, Stop},
+    job::{Job, Moves, Verdict, What},
+    model::{Disk, ZEROES, bytes_of},
     world::World,
 };
 
@@ -133,6 +136,7 @@ impl Checker {
     fn out_bytes(&self, job: &Job, expected: Expected) -> Vec<u8> {
         let Expected::Out(len) = expected else { return Vec::new() };
         let mut bytes = match job.what {
+            _ if job.out.is_some() => job.out.clone().unwrap_or_default(),
             What::Write { lba, count, id, .. } => {
                 let sectors = self.disks[usize::from(job.lun)].sectors(lba, count);
                 bytes_of(id, sectors.start, sectors.len())
@@ -253,10 +257,7 @@ impl Checker {
     /// A command was cut short: the disk holds old or new; then the host sets things right.
     fn recover(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
         self.note(|| format!("{chaos:?}"));
-        if let What::Write { lba, count, id, .. } = job.what {
-            let disk = &mut self.disks[usize::from(job.lun)];
-            disk.perhaps_written(id, disk.sectors(lba, count));
-        }
+        self.perhaps_written(job);
         self.mark(match chaos {
             Chaos::ResetRecovery => "reset recovery",
             Chaos::BusReset => "bus reset",
@@ -269,6 +270,17 @@ impl Checker {
         };
         result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
         self.check_all_counted()
+    }
+
+    /// A write that did not come to its end: old or new.
+    fn perhaps_written(&mut self, job: &Job) {
+        let (What::Write { lba, count, id, .. } | What::Compare { then: Some((lba, count, id, _)), .. }) =
+            job.what
+        else {
+            return;
+        };
+        let disk = &mut self.disks[usize::from(job.lun)];
+        disk.perhaps_written(id, disk.sectors(lba, count));
     }
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
@@ -373,7 +385,7 @@ impl Checker {
         let media = self.port.world.media.clone();
         match job.what {
             What::Refused { .. } => Err("passed a command that it must refuse".into()),
-            What::Quiet => Ok(()),
+            What::Quiet | What::SyncSoon => Ok(()),
             What::Answer(_) if expected != self.expectation(job) => Ok(()),
             What::Answer(check) => {
                 let disk = &self.disks[usize::from(job.lun)];
@@ -389,7 +401,21 @@ impl Checker {
                 }
                 self.check_data(job, outcome)
             }
-            What::Write { lba, count, id, durable } => {
+            What::Compare { verdict: Verdict::Differs(at), .. } => {
+                Err(format!("byte {at} differs, but it passed"))
+            }
+            What::Compare { then: None, .. } => {
+                self.mark("compared");
+                Ok(())
+            }
+            What::Write { lba, count, id, durable }
+            | What::Compare { then: Some((lba, count, id, durable)), .. } => {
+                if matches!(job.what, What::Compare { .. }) {
+                    self.mark("compared and written");
+                }
+                if id == ZEROES {
+                    self.mark("zeroed");
+                }
                 let disk = &mut self.disks[usize::from(job.lun)];
                 let sectors = disk.sectors(lba, count);
                 disk.written(id, sectors.clone());
@@ -416,9 +442,8 @@ impl Checker {
     /// The host asks why, and weighs the answer.
     fn check_failed(&mut self, job: &Job, outcome: &Outcome, faults: u64) -> Result<(), String> {
         self.check_data(job, outcome)?;
-        if let What::Write { lba, count, id, .. } = job.what {
-            let disk = &mut self.disks[usize::from(job.lun)];
-            disk.perhaps_written(id, disk.sectors(lba, count));
+        if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
+            self.perhaps_written(job);
         }
         let ask = Job::request_sense(job.lun, 252);
         let sense = match self.run(&ask, Expected::In(252)) {
@@ -444,6 +469,19 @@ impl Checker {
                 }
                 _ => Err(format!("unit attention {code:02x?} without a cause")),
             },
+            (0xe, What::Compare { verdict: Verdict::Differs(at), then }) => {
+                self.mark("miscompare");
+                let told = u32::from_be_bytes(sense.data[3..7].try_into().unwrap());
+                let right =
+                    then.is_none() || (sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at);
+                let right = right && code == [0x1d, 0];
+                if right {
+                    Ok(())
+                } else {
+                    Err(format!("byte {at} differs, but sense is {:02x?}", sense.data))
+                }
+            }
+            (0xe, What::Compare { verdict: Verdict::Unsure, .. }) => Ok(()),
             (key, What::Refused { key: wanted }) if key == *wanted || key == 5 => {
                 self.mark("refused command");
                 Ok(())
@@ -452,7 +490,10 @@ impl Checker {
                 self.mark("ejected before the command");
                 Ok(())
             }
-            (3, What::Sync) if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) => {
+            // Without write cache, what makes no durable writes ends in a sync.
+            (3, What::Sync | What::SyncSoon | What::Write { .. })
+                if self.port.world.media.has_lost(&self.disks[usize::from(job.lun)].file) =>
+            {
                 self.mark("sync after a failed sync");
                 Ok(())
             }
@@ -461,129 +502,6 @@ impl Checker {
                 Ok(())
             }
             _ => Err(format!("failed with sense {key:x}/{code:02x?}")),
-        }
-    }
-
-    /// The host sends something that is no CBW; nothing but a reset may help (§6.6.1).
-    fn invalid_cbw(&mut self) -> Result<(), String> {
-        self.mark("invalid CBW");
-        let mut bytes = self.port.cbw(0, &[0; 6], Expected::None);
-        match self.rng.u8(..5) {
-            0 => bytes.truncate(self.rng.usize(..31)),
-            1 => bytes.resize(self.rng.usize(32..1500), 0),
-            2 => bytes[self.rng.usize(..4)] ^= 1 << self.rng.u8(..8),
-            3 => bytes[12] |= 1 << self.rng.u8(..7),
-            _ => bytes[14] = [0, 17, 255][self.rng.usize(..3)],
-        }
-        self.note(|| format!("invalid CBW of {} bytes {:02x?}", bytes.len(), &bytes[..bytes.len().min(31)]));
-        let result = self.until_reset(&bytes).and_then(|()| self.port.reset_recovery());
-        self.connected();
-        result.map_err(|stop| format!("{stop:?} after an invalid CBW {bytes:02x?}"))
-    }
-
-    fn until_reset(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        match self.port.bulk_out("invalid CBW", bytes) {
-            Ok(_) | Err(Stop::Hung(_)) => {}
-            Err(stop) => return Err(stop),
-        }
-        match self.port.bulk_in("halt after an invalid CBW", 13)? {
-            (_, End::Stall) => {}
-            (data, _) => return Err(Stop::Bug(format!("data instead of a halt: {data:02x?}"))),
-        }
-        for _ in 0..self.rng.usize(..3) {
-            let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
-            self.port.world.bus.clear_halt(pipe, false);
-            let cbw = self.port.cbw(0, &[0; 6], Expected::None);
-            match self.port.bulk_out("CBW before reset", &cbw) {
-                Ok(_) | Err(Stop::Hung(_)) => {}
-                Err(stop) => return Err(stop),
-            }
-            match self.port.bulk_in("CSW before reset", 13) {
-                Ok((_, End::Stall)) | Err(Stop::Hung(_)) => {}
-                other => return Err(Stop::Bug(format!("an answer before the reset: {other:?}"))),
-            }
-        }
-        Ok(())
-    }
-
-    /// The host promises more OUT bytes than it sends.
-    fn short_out(&mut self, job: &Job) -> Result<(), String> {
-        let expected = self.expectation(job);
-        let Expected::Out(len) = expected else { return self.honest(job) };
-        self.mark("short data-out");
-        let out = self.out_bytes(job, expected);
-        let sent = self.rng.usize(..usize::try_from(len).unwrap());
-        let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out[..sent], odd_clear: None };
-        let ended = !sent.is_multiple_of(self.port.world.bus.max_packet().unwrap()) || sent == 0;
-        let result = self.command(&script);
-        self.note(|| format!("{sent} of {len} bytes for {:02x?} -> {result:?}", job.cdb));
-        match result {
-            Ok(outcome) if outcome.csw.status == 0 && outcome.csw.residue == 0 => {
-                Err(format!("passed without residue, but {sent} of {len} bytes were sent"))
-            }
-            // A write that is short by whole packets may wait for the rest for ever; a halt asks for a reset as well.
-            Err(Stop::Hung(during)) if !ended || during == AFTER_STALL => {
-                self.recover(job, Chaos::ResetRecovery)
-            }
-            Ok(_) => self.recover(job, Chaos::ResetRecovery),
-            Err(stop) => Err(format!("{stop:?} after {sent} of {len} bytes of {job:?}")),
-        }
-    }
-
-    /// The host clears a halt that is none, or takes a halt away before it has seen it. Whatever it gets for it, it recovers.
-    fn odd_clear_within(&mut self, job: &Job) -> Result<(), String> {
-        self.mark("clear halt within a command");
-        let expected = self.expectation(job);
-        let out = self.out_bytes(job, expected);
-        let pipe = if self.rng.bool() { Pipe::In } else { Pipe::Out };
-        let odd_clear = Some((self.rng.u8(..2), pipe));
-        let script = Script { lun: job.lun, cdb: &job.cdb, expected, out: &out, odd_clear };
-        let result = self.command(&script);
-        self.note(|| format!("clear {odd_clear:?} within {:02x?} -> {result:?}", job.cdb));
-        self.recover(job, Chaos::ResetRecovery)
-    }
-
-    /// Somebody takes the medium out under the host's hands, and puts it back.
-    fn change_medium(&mut self, job: &Job) -> Result<(), String> {
-        let (unit, lun) = (job.lun, usize::from(job.lun));
-        if lun >= self.disks.len() {
-            return self.honest(job);
-        }
-        self.mark("ejected");
-        self.note(|| format!("eject and insert of unit {lun}"));
-        let faults = self.port.world.media.faults();
-        self.attentions[lun] += 2;
-        self.port.eject_after(self.rng.u32(..60), unit);
-        self.going = true;
-        let result = self.honest(job);
-        self.going = false;
-        result?;
-        match self.port.ejected() {
-            Some(Ok(_)) => {}
-            other => return Err(format!("forced eject: {other:?}")),
-        }
-        if self.port.world.media.faults() > faults || self.port.world.media.has_lost(&self.disks[lun].file) {
-            // By force means: even if it could not be stored.
-            self.port.world.media.forget_volatile(&self.disks[lun].file);
-        }
-        for _ in 0..4 {
-            let what = What::Refused { key: 2 };
-            let job = match self.rng.bool() {
-                true => Job::new(unit, [0; 6], Moves::None, what),
-                false => Job::new(unit, [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], Moves::None, what),
-            };
-            self.honest(&job)?;
-        }
-        self.mark("not ready");
-        let World { device, now, .. } = &mut self.port.world;
-        let inserted = device.insert(*now, unit, &self.disks[lun]);
-        if !self.port.world.settle() {
-            return Err("the device never comes to rest after an insert".into());
-        }
-        self.attentions[lun] += 2;
-        match inserted.take() {
-            Some(Ok(())) => Ok(()),
-            other => Err(format!("insert: {other:?}")),
         }
     }
 

@@ -165,9 +165,10 @@ impl Dut {
 
 fn image(disk: &Disk) -> Image {
     let fd = OwnedFd::from(disk.file.try_clone().unwrap());
-    let (access, size) = match disk.writable {
-        true => (Access::ReadWrite, BlockSize::B512),
-        false => (Access::ReadOnly, BlockSize::B2048),
+    let (access, size) = match disk.block {
+        512 => (Access::ReadWrite, BlockSize::B512),
+        4096 => (Access::ReadWrite, BlockSize::B4096),
+        _ => (Access::ReadOnly, BlockSize::B2048),
     };
     Image::from_fd(fd, PathBuf::from("sim"), access, size).unwrap()
 }
@@ -182,6 +183,8 @@ pub struct Parts {
     pub quirks: Quirks,
     pub faults: Faults,
     pub stall: StallPolicy,
+    /// Bytes in a block of the disk.
+    pub block: BlockSize,
     /// Blocks of the disk, and of the optical medium.
     pub blocks: [usize; 2],
     pub allocations_of: AllocationsOf,
@@ -195,6 +198,7 @@ impl Parts {
             quirks,
             faults,
             stall,
+            block: if rng.u8(..4) == 0 { BlockSize::B4096 } else { BlockSize::B512 },
             blocks: [1 << rng.u32(4..12), 1 << rng.u32(2..9)],
             allocations_of: |call| {
                 call();
@@ -206,15 +210,17 @@ impl Parts {
 
 /// A whole world around a function whose drives hold media.
 pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
-    let Parts { quirks, faults, stall, blocks: [flash, cd], allocations_of } = parts;
+    let Parts { quirks, faults, stall, block, blocks: [flash, cd], allocations_of } = parts;
     let (bus, endpoints) = Bus::new(quirks);
     let (media, mover) = Media::new(rng.fork(), faults);
-    let disks = vec![disk(flash, 512, true), disk(cd, 2048, false)];
+    let flash = disk(flash, usize::try_from(block.bytes()).unwrap(), true);
+    let disks = vec![flash, disk(cd, 2048, false)];
     let drive = |kind, name: &str| DriveOptions {
         name: name.into(),
         kind,
         identity: Identity::new("sim", name, "1", name).unwrap(),
         rw: kind == Kind::Disk,
+        block_size: block,
     };
     let options = FunctionOptions {
         name: "sim".into(),

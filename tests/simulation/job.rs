@@ -2,7 +2,7 @@
 
 use fastrand::Rng;
 
-use crate::model::{Disk, WriteId};
+use crate::model::{Disk, SAME, WriteId, ZEROES};
 
 /// Bytes that the device moves if the command succeeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +26,14 @@ pub enum What {
         id: WriteId,
         durable: bool,
     },
+    /// What the host sends is compared with the medium; and where `then` says so, a write follows.
+    Compare {
+        verdict: Verdict,
+        then: Option<(usize, usize, WriteId, bool)>,
+    },
     Sync,
+    /// A sync that the host does not wait for.
+    SyncSoon,
     /// A response whose bytes the check knows something about.
     Answer(fn(&[u8], &Disk) -> bool),
     /// No data, and must succeed on a ready unit.
@@ -37,12 +44,24 @@ pub enum What {
     },
 }
 
+/// What a comparison must come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Same,
+    /// This byte is the first that differs.
+    Differs(usize),
+    /// The host does not know what the medium holds.
+    Unsure,
+}
+
 #[derive(Clone, Debug)]
 pub struct Job {
     pub lun: u8,
     pub cdb: Vec<u8>,
     pub moves: Moves,
     pub what: What,
+    /// What the host sends, where `what` does not say it.
+    pub out: Option<Vec<u8>>,
 }
 
 pub const REQUEST_SENSE: u8 = 0x03;
@@ -51,7 +70,7 @@ pub const REPORT_LUNS: u8 = 0xa0;
 
 impl Job {
     pub fn new(lun: u8, cdb: impl Into<Vec<u8>>, moves: Moves, what: What) -> Self {
-        Self { lun, cdb: cdb.into(), moves, what }
+        Self { lun, cdb: cdb.into(), moves, what, out: None }
     }
 
     pub fn test_unit_ready(lun: u8) -> Self {
@@ -72,7 +91,8 @@ impl Job {
     pub fn any(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         match rng.u8(..100) {
             0..35 => Self::read(rng, lun, disk),
-            35..70 if disk.writable => Self::write(rng, lun, disk, id),
+            35..50 if disk.writable => Self::of_several_steps(rng, lun, disk, id),
+            50..70 if disk.writable => Self::write(rng, lun, disk, id),
             35..70 => Self::refused_write(rng, lun),
             70..78 if disk.writable => Self::sync(rng, lun),
             70..93 => Self::about(rng, lun, disk),
@@ -89,15 +109,20 @@ impl Job {
 
     fn write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         let durable = rng.u8(..4) == 0;
-        let next = disk.next.get();
-        let (lba, count, cdb) = Self::transfer(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
-        // Reads may go on with what has just been written.
-        disk.next.set(next);
-        disk.stream.set(0);
+        let (lba, count, cdb) = Self::transfer_out(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
         let durable = durable && cdb.len() > 6;
         let len = u32::try_from(count * disk.block).unwrap();
         let moves = if len == 0 { Moves::None } else { Moves::Out(len) };
         Self::new(lun, cdb, moves, What::Write { lba, count, id, durable })
+    }
+
+    /// As `transfer`, after which reads may go on with what has just been written.
+    fn transfer_out(rng: &mut Rng, disk: &Disk, opcodes: [u8; 4], fua: bool) -> (usize, usize, Vec<u8>) {
+        let next = disk.next.get();
+        let transfer = Self::transfer(rng, disk, opcodes, fua);
+        disk.next.set(next);
+        disk.stream.set(0);
+        transfer
     }
 
     /// A range and a CDB for it; `opcodes` of 6, 10, 12 and 16 bytes. Optical units know 10 and 12 only (MMC-6).
@@ -123,12 +148,12 @@ impl Job {
         let [six, ten, twelve, sixteen] = opcodes;
         let (lba32, count32) = (u32::try_from(lba).unwrap(), u32::try_from(count).unwrap());
         let cdb = match rng.u8(..4) {
-            0 if disk.block == 512 && (1..=256).contains(&count) => {
+            0 if disk.writable && (1..=256).contains(&count) => {
                 let [_, high, mid, low] = lba32.to_be_bytes();
                 vec![six, high, mid, low, u8::try_from(count % 256).unwrap(), 0]
             }
             1 => [&[twelve, flags], &lba32.to_be_bytes()[..], &count32.to_be_bytes(), &[0, 0]].concat(),
-            2 if disk.block == 512 => {
+            2 if disk.writable => {
                 let lba = u64::from(lba32).to_be_bytes();
                 [&[sixteen, flags], &lba[..], &count32.to_be_bytes(), &[0, 0]].concat()
             }
@@ -140,7 +165,120 @@ impl Job {
         (lba, count, cdb)
     }
 
+    fn of_several_steps(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
+        match rng.u8(..10) {
+            0..2 => Self::compare_and_write(rng, lun, disk, id),
+            2..4 => Self::verify(rng, lun, disk),
+            4..6 => Self::write_same(rng, lun, disk, id),
+            6..8 => Self::unmap(rng, lun, disk),
+            _ => {
+                let (lba, count, cdb) = Self::transfer_out(rng, disk, [0x00, 0x2e, 0xae, 0x8e], false);
+                if cdb.len() == 6 {
+                    return Self::sync(rng, lun);
+                }
+                let len = u32::try_from(count * disk.block).unwrap();
+                let moves = if len == 0 { Moves::None } else { Moves::Out(len) };
+                Self::new(lun, cdb, moves, What::Write { lba, count, id, durable: len > 0 })
+            }
+        }
+    }
+
+    /// Blocks of the disk that a 16-byte CDB names.
+    fn long_range(rng: &mut Rng, disk: &Disk, count_max: usize) -> (usize, usize, [u8; 8], [u8; 4]) {
+        let count = rng.usize(1..=count_max.min(disk.blocks()));
+        let lba = match disk.next.get() {
+            // Where a stream goes on.
+            next if rng.bool() && next + count <= disk.blocks() => next,
+            _ => rng.usize(..=disk.blocks() - count),
+        };
+        let lba64 = u64::try_from(lba).unwrap().to_be_bytes();
+        (lba, count, lba64, u32::try_from(count).unwrap().to_be_bytes())
+    }
+
+    /// The host compares with what it believes, or with one byte of it changed; `block` is sent where one stands for all.
+    fn comparison(rng: &mut Rng, disk: &Disk, lba: usize, count: usize, each: bool) -> (Vec<u8>, Verdict) {
+        let (believed, certain) = disk.believed(disk.sectors(lba, count));
+        let mut sent = if each { believed[..disk.block].to_vec() } else { believed.clone() };
+        if rng.bool() {
+            let at = rng.usize(..sent.len());
+            sent[at] ^= 1 << rng.u8(..8);
+        }
+        let verdict = match believed.iter().zip(sent.iter().cycle()).position(|(disk, host)| disk != host) {
+            _ if !certain => Verdict::Unsure,
+            None => Verdict::Same,
+            Some(at) => Verdict::Differs(at),
+        };
+        (sent, verdict)
+    }
+
+    fn compare_and_write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
+        let (lba, count, lba64, _) = Self::long_range(rng, disk, 8);
+        let durable = rng.bool();
+        let flags = if durable { 8 } else { 0 };
+        let cdb = [&[0x89, flags], &lba64[..], &[0, 0, 0, u8::try_from(count).unwrap(), 0, 0]].concat();
+        let (mut out, verdict) = Self::comparison(rng, disk, lba, count, false);
+        let sectors = disk.sectors(lba, count);
+        out.extend(crate::model::bytes_of(id, sectors.start, sectors.len()));
+        let moves = Moves::Out(u32::try_from(out.len()).unwrap());
+        let what = What::Compare { verdict, then: Some((lba, count, id, durable)) };
+        Self { out: Some(out), ..Self::new(lun, cdb, moves, what) }
+    }
+
+    fn verify(rng: &mut Rng, lun: u8, disk: &Disk) -> Self {
+        let each = rng.bool();
+        let most = if rng.bool() { 8 } else { 300 };
+        let (lba, count, lba64, count32) = Self::long_range(rng, disk, most);
+        let flags = if each { 6 } else { 2 };
+        let cdb = [&[0x8f, flags], &lba64[..], &count32, &[0, 0]].concat();
+        let (out, verdict) = Self::comparison(rng, disk, lba, count, each);
+        let moves = Moves::Out(u32::try_from(out.len()).unwrap());
+        Self { out: Some(out), ..Self::new(lun, cdb, moves, What::Compare { verdict, then: None }) }
+    }
+
+    fn write_same(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
+        let (lba, count, lba64, count32) = Self::long_range(rng, disk, disk.blocks());
+        let (unmap, no_data, zeroes) = (rng.bool(), rng.u8(..4) == 0, rng.bool());
+        let flags = if unmap { 8 } else { 0 } | u8::from(no_data);
+        let cdb = [&[0x93, flags], &lba64[..], &count32, &[0, 0]].concat();
+        let id = if no_data || zeroes { ZEROES } else { id | SAME };
+        let block = Moves::Out(u32::try_from(disk.block).unwrap());
+        let moves = if no_data { Moves::None } else { block };
+        Self::new(lun, cdb, moves, What::Write { lba, count, id, durable: false })
+    }
+
+    /// A range in three descriptors, of which one or two may be empty.
+    fn unmap(rng: &mut Rng, lun: u8, disk: &Disk) -> Self {
+        let (lba, count, ..) = Self::long_range(rng, disk, disk.blocks());
+        let first = rng.usize(..=count);
+        let mut out = vec![0, 54, 0, 48, 0, 0, 0, 0];
+        for (lba, count) in [(lba + first, count - first), (0, 0), (lba, first)] {
+            out.extend(u64::try_from(lba).unwrap().to_be_bytes());
+            out.extend(u32::try_from(count).unwrap().to_be_bytes());
+            out.extend([0; 4]);
+        }
+        let moves = Moves::Out(u32::try_from(out.len()).unwrap());
+        let what = What::Write { lba, count, id: ZEROES, durable: false };
+        Self { out: Some(out), ..Self::new(lun, [0x42, 0, 0, 0, 0, 0, 0, 0, 56, 0], moves, what) }
+    }
+
+    /// MODE SELECT(6) with the caching page, write cache off or on. Off, nothing may be left volatile, now and after each write.
+    fn switch_cache(rng: &mut Rng, lun: u8) -> Self {
+        let on = rng.u8(..4) == 0;
+        let mut list = vec![0; 4 + 20];
+        list[4..7].copy_from_slice(&[0x08, 0x12, if on { 0x04 } else { 0 }]);
+        let what = if on { What::Quiet } else { What::Sync };
+        let job = Self::new(lun, [0x15, 0x10, 0, 0, 24, 0], Moves::Out(24), what);
+        Self { out: Some(list), ..job }
+    }
+
     fn sync(rng: &mut Rng, lun: u8) -> Self {
+        if rng.u8(..4) == 0 {
+            return Self::switch_cache(rng, lun);
+        }
+        if rng.u8(..4) == 0 {
+            // IMMED promises nothing.
+            return Self::new(lun, [0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0], Moves::None, What::SyncSoon);
+        }
         let mut cdb = vec![0x35; 10];
         cdb[1..].fill(0);
         if rng.bool() {
@@ -155,7 +293,12 @@ impl Job {
         let len = [rng.u8(1..), 36, 192, 255][rng.usize(..4)];
         let answer =
             |cdb: Vec<u8>, len: u32, check| Self::new(lun, cdb, Moves::UpTo(len), What::Answer(check));
-        match rng.u8(..11) {
+        match rng.u8(..13) {
+            11 if disk.writable => Self::lba_status(rng, lun, disk),
+            12 if disk.writable => {
+                let count = rng.u8(..=u8::try_from(disk.blocks().min(100)).unwrap());
+                Self::new(lun, [0x34, 0, 0, 0, 0, 0, 0, 0, count, 0], Moves::None, What::Quiet)
+            }
             0 => Self::test_unit_ready(lun),
             1 => {
                 let check: fn(&[u8], &Disk) -> bool =
@@ -172,7 +315,7 @@ impl Job {
                     want.starts_with(data)
                 }),
             ),
-            3 if disk.block == 512 => {
+            3 if disk.writable => {
                 let cdb = vec![0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len, 0, 0];
                 answer(cdb, len.into(), |data, disk| {
                     let last = u64::try_from(disk.blocks() - 1).unwrap().to_be_bytes();
@@ -209,6 +352,23 @@ impl Job {
                 What::Answer(|data, _| data.len() == 36),
             ),
         }
+    }
+
+    /// What is told to be deallocated holds zeroes.
+    fn lba_status(rng: &mut Rng, lun: u8, disk: &Disk) -> Self {
+        let lba = u64::try_from(rng.usize(..disk.blocks())).unwrap().to_be_bytes();
+        let cdb = [&[0x9e, 0x12], &lba[..], &[0, 0, 0, 24, 0, 0]].concat();
+        let check: fn(&[u8], &Disk) -> bool = |data, disk| {
+            let start = usize::try_from(u64::from_be_bytes(data[8..16].try_into().unwrap())).unwrap();
+            let count = usize::try_from(u32::from_be_bytes(data[16..20].try_into().unwrap())).unwrap();
+            let fits = count > 0 && start + count <= disk.blocks();
+            fits && match data[20] {
+                0 => true,
+                1 => disk.may_be_zeroes(disk.sectors(start, count)),
+                _ => false,
+            }
+        };
+        Self::new(lun, cdb, Moves::In(24), What::Answer(check))
     }
 
     /// Commands that a ready unit must refuse as ILLEGAL REQUEST.

@@ -13,6 +13,7 @@
 //! | `job`, `model` | SCSI commands, and what the disk must hold |
 //! | `counted` | what the drives must have counted |
 //! | `checker` | the host's life, and whether the answers were right |
+//! | `hostile` | the parts of that life that no honest host has |
 
 // A test binary has no outside that could reach its items.
 #![allow(unreachable_pub)]
@@ -45,7 +46,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 36] = [
+const MUST_HAPPEN: [&str; 40] = [
     "FUA write",
     "broken off unseen",
     "bus reset",
@@ -62,6 +63,8 @@ const MUST_HAPPEN: [&str; 36] = [
     "case 7",
     "case 8",
     "case 9",
+    "compared",
+    "compared and written",
     "clear halt between commands",
     "clear halt within a command",
     "counted as aborted",
@@ -70,6 +73,7 @@ const MUST_HAPPEN: [&str; 36] = [
     "honest command",
     "invalid CBW",
     "medium fault",
+    "miscompare",
     "sync after a failed sync",
     "not ready",
     "phase error",
@@ -82,6 +86,7 @@ const MUST_HAPPEN: [&str; 36] = [
     "unit attention",
     "unplugged",
     "write",
+    "zeroed",
 ];
 
 fn variable(name: &str) -> Option<u64> {

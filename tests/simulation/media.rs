@@ -14,6 +14,7 @@ use std::{
 };
 
 use fastrand::Rng;
+use nix::fcntl::{FallocateFlags, fallocate};
 use ringdrive::{
     ring::{MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
@@ -48,6 +49,10 @@ enum Op {
         at: u64,
         len: usize,
         durable: bool,
+    },
+    Punch {
+        at: u64,
+        len: usize,
     },
     /// What had been written when it was asked for.
     Sync {
@@ -151,6 +156,19 @@ impl State {
                     }
                 }
                 (MoveOp::Write, error.map_or(Ok(some), Err))
+            }
+            Op::Punch { at, len } => {
+                // An interrupted one leaves whole sectors, too.
+                let some = if fails { self.rng.usize(..=len / SECTOR) * SECTOR } else { len };
+                if some > 0 {
+                    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+                    fallocate(&*flight.file, flags, at.try_into().unwrap(), some.try_into().unwrap())
+                        .unwrap();
+                }
+                let first = usize::try_from(at).unwrap() / SECTOR;
+                let log = self.log(&flight.file);
+                log.written[first..first + some / SECTOR].iter_mut().for_each(|version| *version += 1);
+                (MoveOp::Punch, error.map_or(Ok(0), Err))
             }
             Op::Sync { written } => {
                 let Log { written: now, durable, forgotten, sync_failed } = self.log(&flight.file);
@@ -263,6 +281,11 @@ impl Mover for SimMover {
         assert!(0 < len && len <= buf.len(), "write of {len} bytes");
         let mut state = self.0.borrow_mut();
         state.start(tag, file, Some(buf), Op::Write { at: at.0, len, durable }).map_err(Option::unwrap)
+    }
+
+    fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {
+        assert!(len.0 > 0, "an empty hole");
+        self.0.borrow_mut().start(tag, file, None, Op::Punch { at: at.0, len: len.to_usize() }).is_ok()
     }
 
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {

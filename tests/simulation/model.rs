@@ -10,6 +10,11 @@ pub const SECTOR: usize = 512;
 /// A write, or 0 for what the image held at first.
 pub type WriteId = u64;
 
+/// The write that leaves zeroes.
+pub const ZEROES: WriteId = u64::MAX;
+/// Of writes that put the same bytes into every sector.
+pub const SAME: WriteId = 1 << 62;
+
 /// One medium.
 pub struct Disk {
     /// What each sector may hold: one write after a good CSW, several after a write that was cut short.
@@ -25,6 +30,10 @@ pub struct Disk {
 
 /// The bytes that `write` puts into `sector`.
 fn fill(write: WriteId, sector: usize, bytes: &mut [u8]) {
+    if write == ZEROES {
+        return bytes.fill(0);
+    }
+    let sector = if write & SAME == 0 { sector } else { 0 };
     let mut word =
         write.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (sector as u64).wrapping_mul(0xd1b5_4a32_d192_ed03);
     for (index, chunk) in bytes.chunks_exact_mut(8).enumerate() {
@@ -72,6 +81,23 @@ impl Disk {
         lba * per_block..(lba + count) * per_block
     }
 
+    /// What these sectors hold, and whether that is certain.
+    pub fn believed(&self, sectors: std::ops::Range<usize>) -> (Vec<u8>, bool) {
+        let mut bytes = vec![0; sectors.len() * SECTOR];
+        let mut certain = true;
+        for (sector, chunk) in sectors.zip(bytes.chunks_exact_mut(SECTOR)) {
+            let allowed = &self.sectors[sector];
+            certain &= allowed.iter().all(|write| *write == allowed[0]);
+            fill(allowed[0], sector, chunk);
+        }
+        (bytes, certain)
+    }
+
+    /// Whether these sectors may all be zeroes.
+    pub fn may_be_zeroes(&self, mut sectors: std::ops::Range<usize>) -> bool {
+        sectors.all(|sector| self.sectors[sector].contains(&ZEROES))
+    }
+
     /// A write that got a good CSW.
     pub fn written(&mut self, write: WriteId, sectors: std::ops::Range<usize>) {
         for sector in &mut self.sectors[sectors] {
@@ -91,16 +117,19 @@ impl Disk {
         let mut expected = [0; SECTOR];
         for (sector, got) in (first..).zip(bytes.chunks(SECTOR)) {
             let allowed = &mut self.sectors[sector];
-            let found = allowed.iter().copied().find(|write| {
-                fill(*write, sector, &mut expected);
-                got == &expected[..got.len()]
-            });
-            match found {
-                Some(write) => *allowed = vec![write],
-                None => {
-                    return Err(format!("sector {sector} may hold {allowed:?} but holds {}", describe(got)));
-                }
+            // The first bytes of a sector may be those of several writes.
+            let found: Vec<_> = allowed
+                .iter()
+                .copied()
+                .filter(|write| {
+                    fill(*write, sector, &mut expected);
+                    got == &expected[..got.len()]
+                })
+                .collect();
+            if found.is_empty() {
+                return Err(format!("sector {sector} may hold {allowed:?} but holds {}", describe(got)));
             }
+            *allowed = found;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! reported as ignored, with the reason.
 
 mod clients;
+mod conformance;
 mod disks;
 mod eject;
 mod events;
@@ -16,6 +17,7 @@ mod refusals;
 mod reset;
 mod stats;
 mod thirteen;
+mod trim;
 mod unplug;
 
 use std::process::ExitCode;
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 13] = [
+    let groups: [(&str, &[Case]); 15] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -64,6 +66,8 @@ fn main() -> ExitCode {
         ("refusals", refusals::CASES),
         ("stats", stats::CASES),
         ("killed", killed::CASES),
+        ("trim", trim::CASES),
+        ("conformance", conformance::CASES),
     ];
     let mut trials = Vec::new();
     for (group, cases) in groups {

@@ -56,7 +56,7 @@ pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
         for (lun, drive) in (0u8..).zip(&options.drives) {
             let Some(path) = &drive.image else { continue };
             let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
-            let image = Image::open(path, access, block_size(drive.kind))
+            let image = Image::open(path, access, block_size(drive.kind, drive.block_size))
                 .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))?;
             images.push(Placed { function, lun, image: Box::new(image) });
         }
@@ -172,7 +172,8 @@ fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
 fn drive_options(drive: &config::Drive) -> anyhow::Result<DriveOptions> {
     let identity = Identity::new(&drive.vendor, &drive.product, &drive.revision, &drive.serial)
         .with_context(|| format!("drive {:?}", drive.name))?;
-    Ok(DriveOptions { name: drive.name.clone(), kind: drive.kind, identity, rw: drive.rw })
+    let config::Drive { name, kind, rw, block_size, .. } = drive;
+    Ok(DriveOptions { name: name.clone(), kind: *kind, identity, rw: *rw, block_size: *block_size })
 }
 
 fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {

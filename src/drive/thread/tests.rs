@@ -10,6 +10,7 @@ use crate::{
     ring::{Mover as _, OpTag, pool::Buf},
     schedule::{Cpus, RealtimePriority},
     scsi::{Identity, Kind},
+    units::BlockSize,
 };
 
 /// Endpoints that no host ever enables.
@@ -49,7 +50,13 @@ impl Endpoints for NoHost {
 
 fn start(name: &str, schedule: Schedule) -> Result<FunctionThread, ThreadError> {
     let identity = Identity::new("test", "disk", "1", "1").unwrap();
-    let drive = DriveOptions { name: "flash".into(), kind: Kind::Disk, identity, rw: false };
+    let drive = DriveOptions {
+        name: "flash".into(),
+        kind: Kind::Disk,
+        identity,
+        rw: false,
+        block_size: BlockSize::B512,
+    };
     let options = FunctionOptions {
         name: name.into(),
         first: DriveIndex(0),

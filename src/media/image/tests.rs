@@ -392,3 +392,33 @@ fn a_block_device_has_its_own_length_and_no_second_writer() {
     std::process::Command::new("losetup").arg("--detach").arg(&device).status().unwrap();
     result.unwrap();
 }
+
+/// An image in memory, which every kernel can punch holes into, with `data` from byte 8192 on.
+fn in_memory(len: u64, data: &[u8], access: Access) -> Image {
+    let file =
+        File::from(nix::sys::memfd::memfd_create("image", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap());
+    file.set_len(len).unwrap();
+    file.write_all_at(data, 8192).unwrap();
+    Image::from_fd(file.into(), PathBuf::from("image"), access, BlockSize::B512).unwrap()
+}
+
+#[test]
+fn a_writable_image_that_can_have_holes_is_thin_and_the_question_changes_nothing() {
+    let image = in_memory(1 << 20, &[7; 4096], Access::ReadWrite);
+    assert!(image.thin());
+    assert_eq!(image.identity_now().unwrap().len, ByteLen(1 << 20));
+    assert!(!in_memory(1 << 20, &[7; 4096], Access::ReadOnly).thin());
+}
+
+#[test]
+fn holes_and_data_are_told_apart_and_end_where_the_other_begins() {
+    let image = in_memory(1 << 20, &[7; 4096], Access::ReadWrite);
+    let told = |at| {
+        let Allocation { stored, len } = image.allocation(ByteOffset(at));
+        (stored, len.0)
+    };
+    assert_eq!((told(0), told(512)), ((false, 8192), (false, 7680)));
+    assert_eq!((told(8192), told(8704)), ((true, 4096), (true, 3584)));
+    assert_eq!(told(12288), (false, (1 << 20) - 12288));
+    assert_eq!(told((1 << 20) - 512), (false, 512));
+}

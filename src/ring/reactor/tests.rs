@@ -56,6 +56,7 @@ fn eventfd() -> (EventFd, OwnedFd) {
 enum Step {
     Read { at: u64, len: usize },
     Write { at: u64, len: usize, fill: u8, durable: bool },
+    Punch { at: u64, len: usize },
     Sync,
 }
 
@@ -63,6 +64,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let (at, len) = (0u64..40_000, 0usize..=8192);
     let step = prop_oneof![
         (at.clone(), len.clone()).prop_map(|(at, len)| Step::Read { at, len }),
+        (at.clone(), 1usize..=8192).prop_map(|(at, len)| Step::Punch { at, len }),
         (at, len, any::<u8>(), any::<bool>()).prop_map(|(at, len, fill, durable)| Step::Write {
             at,
             len,
@@ -100,6 +102,16 @@ proptest! {
                     let done = moved(&mut ring);
                     prop_assert_eq!((done.tag, done.op, done.result.unwrap()), (OpTag(n), MoveOp::Write, len));
                     prop_assert!(done.buf.is_some());
+                }
+                Step::Punch { at, len } => {
+                    // As many zeroes, but none behind the end.
+                    let end = model.metadata().unwrap().len();
+                    let zeroes = vec![0; len.min(usize::try_from(end.saturating_sub(at)).unwrap())];
+                    model.write_all_at(&zeroes, at).unwrap();
+                    prop_assert!(ring.punch(&file, ByteOffset(at), len.into(), OpTag(n)));
+                    let done = moved(&mut ring);
+                    prop_assert_eq!((done.tag, done.op, done.result.unwrap()), (OpTag(n), MoveOp::Punch, 0));
+                    prop_assert!(done.buf.is_none());
                 }
                 Step::Sync => {
                     prop_assert!(ring.sync(&file, OpTag(n)));

@@ -1,9 +1,10 @@
 //! What is on the disc, and READ CD.
 
 use crate::scsi::cdb::Cdb;
+use crate::scsi::media_op::MediaOp;
 use crate::scsi::response::Response;
 use crate::scsi::sense::{ILLEGAL_MODE_FOR_THIS_TRACK, LBA_OUT_OF_RANGE, Sense};
-use crate::scsi::target::{MediaOp, Outcome};
+use crate::scsi::target::Outcome;
 use crate::scsi::unit::Unit;
 use crate::units::{BlockRange, Blocks, Lba};
 

@@ -124,7 +124,7 @@ fn a_bad_block_past_two_terabytes_is_told_in_descriptor_format_only() {
 #[test]
 fn an_invalid_field_is_pointed_at_in_both_formats() {
     let mut target = disk(64);
-    let unknown_page = [0x1A, 0, 0x1C, 0, 252, 0];
+    let unknown_page = [0x1A, 0, 0x1B, 0, 252, 0];
     assert_eq!(send(&mut target, &unknown_page), Answer::Check(Sense::in_cdb_bit(2, 5)));
     let fixed = data(&mut target, &[0x03, 0, 0, 0, 18, 0]);
     assert_eq!(fixed, [0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x24, 0, 0, 0xCD, 0, 2]);
@@ -223,9 +223,35 @@ fn start_and_stop_move_nothing_but_the_cache() {
     assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0, 0]), Answer::Media(MediaOp::Flush));
     assert_eq!(send(&mut target, &[0x1B, 1, 0, 0, 1, 0]), Answer::Good);
     assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0x32, 0]), Answer::Good, "STANDBY ignores LOEJ");
-    assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0x40, 0]), Answer::Check(Sense::in_cdb_bit(4, 7)));
+    assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0x04, 0]), Answer::Good, "NO_FLUSH");
     target.unit_mut(0).unwrap().remove();
     assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 1, 0]), Answer::Check(MEDIUM_NOT_PRESENT));
+}
+
+/// libiscsi's StartStopUnit.PwrCnd: with a power condition, whichever, LOEJ does not eject, and the unit stays ready.
+#[test]
+fn no_power_condition_ejects_or_stops_the_unit() {
+    for mut target in [disk(64), optical(64)] {
+        for condition in 1..16 {
+            assert_eq!(send(&mut target, &[0x1B, 1, 0, 0, condition << 4 | 0x02, 0]), Answer::Good);
+            assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Good);
+        }
+    }
+}
+
+/// SPC-4, control mode page: D_SENSE is for the sense data of a CHECK CONDITION. Without one, DESC alone decides.
+#[test]
+fn d_sense_asks_for_descriptor_format_in_the_sense_data_of_a_failed_command() {
+    let mut target = disk(64);
+    target.unit_mut(0).unwrap().modes.descriptor_sense = true;
+    send(&mut target, &[0x28, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
+    assert_eq!(data(&mut target, &[0x03, 0, 0, 0, 18, 0]), [0x72, 5, 0x21, 0, 0, 0, 0, 0]);
+    assert_eq!(data(&mut target, &[0x03, 0, 0, 0, 18, 0])[..3], [0x70, 0, 0]);
+    assert_eq!(data(&mut target, &[0x03, 1, 0, 0, 18, 0]), [0x72, 0, 0, 0, 0, 0, 0, 0]);
+    send(&mut target, &[0x28, 0, 0, 0, 1, 0, 0, 0, 1, 0]);
+    target.bus_reset();
+    send(&mut target, &TEST_UNIT_READY);
+    assert_eq!(data(&mut target, &[0x03, 0, 0, 0, 18, 0])[..3], [0x70, 0, 6], "a reset ends it");
 }
 
 #[test]

@@ -141,13 +141,14 @@ fn synchronize_cache_flushes_whatever_range_it_names_if_the_range_exists() {
     let all = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     assert_eq!(send(&mut target, &all), Answer::Media(MediaOp::Flush));
     let immediate = [0x91, 2, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0];
-    assert_eq!(send(&mut target, &immediate), Answer::Media(MediaOp::Flush));
+    assert_eq!(send(&mut target, &immediate), Answer::Media(MediaOp::FlushSoon));
     let beyond = [0x35, 0, 0, 0, 0x10, 0, 0, 0, 1, 0];
     assert_eq!(send(&mut target, &beyond), Answer::Check(LBA_OUT_OF_RANGE));
 }
 
+/// SBC-3, VERIFY: BYTCHK 00b, 01b and 11b; 10b is reserved. MMC-6 has the bit for media that compare.
 #[test]
-fn verify_reads_blocks_and_compares_none() {
+fn verify_compares_with_nothing_with_as_many_blocks_or_with_one() {
     let mut target = disk(BLOCKS);
     for cdb in [
         &[0x2F, 0x10, 0, 0, 0, 4, 0, 0, 2, 0][..],
@@ -155,10 +156,17 @@ fn verify_reads_blocks_and_compares_none() {
         &[0x8F, 0x10, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0],
     ] {
         assert_eq!(send(&mut target, cdb), Answer::Media(MediaOp::Verify(range(4, 2))));
-        for bytchk in [2, 4, 6] {
-            let mut cdb = cdb.to_vec();
-            cdb[1] = bytchk;
-            assert_eq!(send(&mut target, &cdb), Answer::Check(Sense::in_cdb_bit(1, 2)));
+        let mut cdb = cdb.to_vec();
+        let mut with = |target: &mut Target, flags| {
+            cdb[1] = flags;
+            send(target, &cdb)
+        };
+        let blocks = range(4, 2);
+        assert_eq!(with(&mut target, 2), Answer::Media(MediaOp::Compound(Compound::Compare(blocks))));
+        assert_eq!(with(&mut target, 6), Answer::Media(MediaOp::Compound(Compound::CompareEach(blocks))));
+        assert_eq!(with(&mut target, 4), Answer::Check(Sense::in_cdb_bit(1, 2)));
+        for flags in [2, 4, 6] {
+            assert_eq!(with(&mut optical(BLOCKS), flags), Answer::Check(Sense::in_cdb_bit(1, 2)));
         }
     }
 }
@@ -177,7 +185,12 @@ fn capacity_is_told_by_its_last_address() {
     let capacity = data(&mut disk(0x1_0203_0406), &capacity_16);
     assert_eq!(capacity.len(), 32);
     assert_eq!(capacity[..12], [0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 2, 0]);
-    assert!(capacity[12..].iter().all(|byte| *byte == 0));
+    // LBPME and LBPRZ are bits 7 and 6 of byte 14.
+    assert_eq!(capacity[12..16], [0, 0, 0xC0, 0]);
+    assert!(capacity[16..].iter().all(|byte| *byte == 0));
+    let thick =
+        data(&mut target(Kind::Disk, Some(Medium { thin: false, ..disk_medium(BLOCKS) })), &capacity_16);
+    assert!(thick[12..].iter().all(|byte| *byte == 0));
 }
 
 /// MMC-6, READ FORMAT CAPACITIES: descriptor type 2 is formatted media, 3 is no media present. Windows asks with FCh.

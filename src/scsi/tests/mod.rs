@@ -5,11 +5,16 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 mod attention;
+mod diagnostic;
 mod disk;
 mod exhaustive;
 mod identify;
 mod optical;
+mod provisioning;
+mod reservation;
+mod reserved;
 mod select;
+mod vpd;
 
 use super::sense::Sense;
 use super::*;
@@ -20,11 +25,11 @@ fn identity() -> Identity {
 }
 
 fn disk_medium(blocks: u64) -> Medium {
-    Medium { blocks: Blocks(blocks), block_size: BlockSize::B512, write_protected: false }
+    Medium { blocks: Blocks(blocks), block_size: BlockSize::B512, write_protected: false, thin: true }
 }
 
 fn disc(blocks: u64) -> Medium {
-    Medium { blocks: Blocks(blocks), block_size: BlockSize::B2048, write_protected: true }
+    Medium { blocks: Blocks(blocks), block_size: BlockSize::B2048, write_protected: true, thin: false }
 }
 
 /// A target of one unit whose unit attentions have been told.

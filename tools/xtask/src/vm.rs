@@ -33,7 +33,7 @@ const UP: &[u8] = b"\x01the virtual board is up\n";
 
 /// What the tests and the demo use; `dummy_hcd` is loaded apart, because it takes the speed.
 const MODULES: &str = "libcomposite udc-core usb_f_fs usb_f_mass_storage usb_f_hid usbhid usb-storage uas sd_mod sr_mod \
-                       sg vfat nls_cp437 nls_iso8859-1 nls_ascii isofs udf loop";
+                       sg vfat ext4 nls_cp437 nls_iso8859-1 nls_ascii isofs udf loop";
 
 /// How fast the board's USB link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

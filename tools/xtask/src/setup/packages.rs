@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
@@ -19,6 +19,7 @@ const PACKAGES: [(&str, &str); 13] = [
     ("fio", "verified random reads and writes"),
     ("e2fsprogs", "mkfs.ext4, for measurements"),
     ("iproute2", "tc, which makes the network slow for measurements"),
+    ("libiscsi-bin", "iscsi-test-cu, the SCSI conformance suite"),
     ("sg3-utils", "single SCSI commands from the host's side"),
     ("usbutils", "lsusb"),
     ("valgrind", "counting instructions"),
