@@ -5,7 +5,7 @@
 //!   Down ──────────────► Idle ─────────────────► (scsi answers)
 //!     ▲                   ▲                        │
 //!     │ DISABLE,          │ CSW and the next       ├── no image needed ──────────────► end
-//!     │ from any phase    │ CBW read queued        ├── Held ─► In / Out / Sync ──────► end
+//!     │ from any phase    │ CBW read queued        ├── Held ─► In, Sectors, Out, Sync ► end
 //!     │                   │                        └── Out (parameters, or dropped) ─► end
 //!   Aborting ◄────────────┤
 //!     │  ▲                └── end ◄── Stalling: the IN pipe runs dry, is halted
@@ -41,6 +41,7 @@ use super::{
     data_out::DataOut,
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
     requests::{Loaded, SETTLE, Settling},
+    sectors_in::SectorsIn,
     statistics::{Clock, Statistics, Tally},
 };
 
@@ -116,6 +117,7 @@ pub(super) enum Phase {
     Idle,
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
+    Sectors { data: SectorsIn, pending: Pending },
     Out { data: DataOut, end: OutEnd },
     Sync { pending: Pending, unload: bool },
     Stalling { csw: [u8; CSW_LEN] },
@@ -259,6 +261,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     data.read_done(done);
                     self.pump_in()
                 }
+                Phase::Sectors { data, .. } => {
+                    data.read_done(done);
+                    self.pump_sectors()
+                }
                 _ => Ok(()),
             },
             MoveOp::Write => match &mut self.phase {
@@ -360,6 +366,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 (Pipe::In, _) => {
                     drop(done);
                     self.pump_in()?;
+                    self.pump_sectors()?;
                     self.try_halt()
                 }
             },
@@ -452,7 +459,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn abandon(&mut self, next: Phase) {
         self.count_aborted();
         match std::mem::replace(&mut self.phase, next) {
-            Phase::Held { pending, .. } | Phase::In { pending, .. } | Phase::Sync { pending, .. } => {
+            Phase::Held { pending, .. }
+            | Phase::In { pending, .. }
+            | Phase::Sectors { pending, .. }
+            | Phase::Sync { pending, .. } => {
                 self.target.abandon(pending);
             }
             Phase::Out { end, .. } => match end {

@@ -10,6 +10,7 @@
 //! | `function` | the state, the bus, resets, and which comes next |
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
+//! | `sectors_in` | a data-in phase of whole CD sectors, built from the image's blocks |
 //! | `requests` | insert, eject, settings |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
@@ -25,6 +26,7 @@ mod phases;
 mod pipes;
 mod read_ahead;
 mod requests;
+mod sectors_in;
 pub mod statistics;
 pub mod thread;
 

@@ -84,6 +84,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let bytes = |range| self.bytes(range).map(|range| range.len().0);
         let intent = match op {
             MediaOp::Read(range) => Intent::In(bytes(range).unwrap_or(u64::MAX)),
+            MediaOp::ReadSectors { range, part } => {
+                Intent::In(range.count().0.saturating_mul(part.len().into()))
+            }
             MediaOp::Write { range, .. } => Intent::Out(bytes(range).unwrap_or(u64::MAX)),
             MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Intent::None,
         };
@@ -95,7 +98,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         if let Some(tally) = &mut self.open.tally {
             tally.transfer = match op {
-                MediaOp::Read(_) => Transfer::Read { bytes: 0, in_memory: None },
+                MediaOp::Read(_) | MediaOp::ReadSectors { .. } => {
+                    Transfer::Read { bytes: 0, in_memory: None }
+                }
                 MediaOp::Write { .. } => Transfer::Write { bytes: 0 },
                 MediaOp::Verify(_) | MediaOp::Flush | MediaOp::Load | MediaOp::Unload => Transfer::None,
             };
@@ -121,7 +126,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return Ok(());
         };
         let range = match op {
-            MediaOp::Read(range) | MediaOp::Verify(range) | MediaOp::Write { range, .. } => self.bytes(range),
+            MediaOp::Read(range)
+            | MediaOp::ReadSectors { range, .. }
+            | MediaOp::Verify(range)
+            | MediaOp::Write { range, .. } => self.bytes(range),
             MediaOp::Flush | MediaOp::Load | MediaOp::Unload => None,
         };
         let lun = self.open.lun;
@@ -139,6 +147,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.read_ahead(lun, range);
                 went
             }
+            (MediaOp::ReadSectors { .. }, ..) => self.start_sectors(op, range, pending),
             (MediaOp::Verify(_), Some(range), _) => {
                 let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere);
                 self.phase = Phase::In { data, pending };
@@ -172,7 +181,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Answers a command that moved nothing.
-    fn complete(&mut self, pending: Pending, result: Result<(), Sense>) -> Result<(), PipeError> {
+    pub(super) fn complete(&mut self, pending: Pending, result: Result<(), Sense>) -> Result<(), PipeError> {
         let status = self.target.complete(pending, result);
         self.conclude(status)
     }
@@ -211,7 +220,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// The one place where a fault of the image becomes sense data and a person hears of it.
-    fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
+    pub(super) fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         let sense = fault::sense_of(kind, way, lba);
         let Open { lun, opcode, .. } = self.open;
         self.tell(Event::Failed {
@@ -299,7 +308,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
+    pub(super) fn end(&mut self, status: Status, moved: u32) -> Result<(), PipeError> {
         let phase_error = matches!(self.bot.state(), bot::State::Data { phase_error: true, .. });
         let (status, outcome) = match status {
             Status::Good => (CommandStatus::Passed, Outcome::Passed),

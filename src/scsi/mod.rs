@@ -35,6 +35,7 @@ mod target;
 mod unit;
 
 pub use opcodes::{name_of, opcode_name};
+pub use optical::{SECTOR_LEN, SectorPart};
 pub use pending::{Pending, PendingParameters};
 pub use sense::{FieldPointer, Sense, SenseKey};
 pub use target::{LUNS_MAX, MediaOp, PARAMETERS_LEN_MAX, RESPONSE_LEN_MAX, Reply, Status, Target};

@@ -43,6 +43,8 @@ pub(super) enum List {
     ModeSelect6,
     /// MODE SELECT(10).
     ModeSelect10,
+    /// SET STREAMING.
+    Streaming,
 }
 
 impl Pending {

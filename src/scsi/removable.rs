@@ -4,21 +4,31 @@ use super::cdb::Cdb;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
 use super::target::{MediaOp, Outcome};
-use super::unit::{Kind, Unit};
+use super::unit::{Kind, PowerState, Unit};
 
 /// The opcode table has asked already.
 pub(super) fn test_unit_ready(_: &mut Unit, _: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     Ok(Outcome::Done)
 }
 
-/// SBC-3 and MMC-6, START STOP UNIT. Power conditions are accepted without effect: a file has no motor, so a stopped unit goes
-/// on answering. IMMED is not taken up: the status comes when the work is done.
+/// SBC-3 and MMC-6, START STOP UNIT. A power condition is kept for the power events of an optical unit and has no other effect: a
+/// file has no motor, so a stopped unit goes on answering. IMMED is not taken up: the status comes when the work is done.
 pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let (start, load_eject) = (cdb.bit::<4>(0), cdb.bit::<4>(1));
     match cdb.byte::<4>() >> 4 {
         0x0 => {}
-        // ACTIVE, IDLE, STANDBY, SLEEP (MMC), LU_CONTROL, FORCE_IDLE_0, FORCE_STANDBY_0.
-        0x1 | 0x2 | 0x3 | 0x5 | 0x7 | 0xA | 0xB => return Ok(Outcome::Done),
+        condition @ (0x1 | 0x2 | 0x3 | 0x5) => {
+            unit.set_power(match condition {
+                0x1 => PowerState::Active,
+                0x2 => PowerState::Idle,
+                0x3 => PowerState::Standby,
+                // MMC-6's own.
+                _ => PowerState::Sleep,
+            });
+            return Ok(Outcome::Done);
+        }
+        // LU_CONTROL, FORCE_IDLE_0, FORCE_STANDBY_0.
+        0x7 | 0xA | 0xB => return Ok(Outcome::Done),
         _ => return Err(Sense::in_cdb_bit(4, 7)),
     }
     match (load_eject, start) {

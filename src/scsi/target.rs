@@ -1,12 +1,14 @@
 //! The target: finds the unit and the opcode of a CDB, checks what the opcode demands, and keeps the sense data.
 
+use super::SectorPart;
 use super::cdb::Cdb;
 use super::mode_select;
 use super::opcodes::{self, Direction, Handler, MediumNeed, Opcode, UnderAttention};
+use super::optical;
 use super::pending::{Effect, List, Pending, PendingParameters};
 use super::response::Response;
 use super::sense::{LOGICAL_UNIT_NOT_SUPPORTED, PARAMETER_LIST_LENGTH_ERROR, Sense};
-use super::unit::Unit;
+use super::unit::{PowerState, Unit};
 use crate::units::BlockRange;
 
 /// The most units of a target: Bulk-Only Transport has four bits for a LUN (BOT 1.0 §5.1).
@@ -32,6 +34,13 @@ pub enum Status {
 pub enum MediaOp {
     /// Send these blocks, at least one.
     Read(BlockRange),
+    /// Send this part of each of these CD sectors, at least one: what [`SectorPart::build`] makes of the blocks.
+    ReadSectors {
+        /// Which.
+        range: BlockRange,
+        /// What of each; not empty.
+        part: SectorPart,
+    },
     /// Receive and keep these blocks, at least one.
     Write {
         /// Where.
@@ -130,7 +139,12 @@ impl Target {
                     len => Reply::Data { len },
                 }
             }
-            Ok(Outcome::Media(op)) => Reply::Media(op, Pending::new(lun, effect_of(op))),
+            Ok(Outcome::Media(op)) => {
+                if let Some(unit) = self.unit_mut(lun) {
+                    unit.set_power(PowerState::Active);
+                }
+                Reply::Media(op, Pending::new(lun, effect_of(op)))
+            }
             Ok(Outcome::Parameters { len, .. }) if len > PARAMETERS_LEN_MAX => {
                 Reply::Status(self.refuse(lun, PARAMETER_LIST_LENGTH_ERROR))
             }
@@ -172,6 +186,7 @@ impl Target {
         let result = match kind {
             List::ModeSelect6 => mode_select::accept(unit, mode_select::Form::Six, list),
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
+            List::Streaming => optical::accept_streaming(unit, list),
         };
         self.conclude(lun, result)
     }
@@ -261,7 +276,9 @@ impl Outcome {
     fn goes(&self, direction: Direction) -> bool {
         match self {
             Self::Done => true,
-            Self::Data { .. } | Self::Media(MediaOp::Read(_)) => direction == Direction::In,
+            Self::Data { .. } | Self::Media(MediaOp::Read(_) | MediaOp::ReadSectors { .. }) => {
+                direction == Direction::In
+            }
             Self::Parameters { .. } | Self::Media(MediaOp::Write { .. }) => direction == Direction::Out,
             Self::Media(_) => direction == Direction::None,
         }
@@ -272,6 +289,10 @@ fn effect_of(op: MediaOp) -> Effect {
     match op {
         MediaOp::Load => Effect::Load,
         MediaOp::Unload => Effect::Unload,
-        MediaOp::Read(_) | MediaOp::Write { .. } | MediaOp::Verify(_) | MediaOp::Flush => Effect::None,
+        MediaOp::Read(_)
+        | MediaOp::ReadSectors { .. }
+        | MediaOp::Write { .. }
+        | MediaOp::Verify(_)
+        | MediaOp::Flush => Effect::None,
     }
 }

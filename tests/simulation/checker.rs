@@ -355,6 +355,16 @@ impl Checker {
     /// Bytes of a read are right as far as they came.
     fn check_data(&mut self, job: &Job, outcome: &Outcome) -> Result<(), String> {
         match job.what {
+            What::Sectors { lba, count, ref part } => {
+                let disk = &mut self.disks[usize::from(job.lun)];
+                if outcome.data.len() > count * part.len() {
+                    return Err(format!("{} bytes for {count} sectors", outcome.data.len()));
+                }
+                for (block, bytes) in (lba..).zip(outcome.data.chunks(part.len())) {
+                    disk.check_sector(block, part.start, bytes)?;
+                }
+                Ok(())
+            }
             What::Read { lba, count } => {
                 let disk = &mut self.disks[usize::from(job.lun)];
                 let len = outcome.data.len().min(count * disk.block);
@@ -377,8 +387,14 @@ impl Checker {
                 let disk = &self.disks[usize::from(job.lun)];
                 if check(&outcome.data, disk) { Ok(()) } else { Err(format!("answer {:02x?}", outcome.data)) }
             }
-            What::Read { count, .. } => {
-                let whole = count * self.disks[usize::from(job.lun)].block;
+            What::Read { count, .. } | What::Sectors { count, .. } => {
+                let whole = match &job.what {
+                    What::Sectors { part, .. } => count * part.len(),
+                    _ => count * self.disks[usize::from(job.lun)].block,
+                };
+                if matches!(job.what, What::Sectors { .. }) {
+                    self.mark("READ CD");
+                }
                 if matches!(expected, Expected::In(_)) && outcome.data.len() != whole {
                     return Err(format!("passed with {} of {whole} bytes", outcome.data.len()));
                 }

@@ -20,6 +20,12 @@ pub enum What {
         lba: usize,
         count: usize,
     },
+    /// READ CD: these bytes of each sector of 2352.
+    Sectors {
+        lba: usize,
+        count: usize,
+        part: std::ops::Range<usize>,
+    },
     Write {
         lba: usize,
         count: usize,
@@ -71,6 +77,7 @@ impl Job {
     /// Any command for a unit of this kind; `id` is for what it writes.
     pub fn any(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         match rng.u8(..100) {
+            0..7 if disk.block == 2048 => Self::read_cd(rng, lun, disk),
             0..35 => Self::read(rng, lun, disk),
             35..70 if disk.writable => Self::write(rng, lun, disk, id),
             35..70 => Self::refused_write(rng, lun),
@@ -85,6 +92,21 @@ impl Job {
         let len = u32::try_from(count * disk.block).unwrap();
         let moves = if len == 0 { Moves::None } else { Moves::In(len) };
         Self::new(lun, cdb, moves, What::Read { lba, count })
+    }
+
+    /// READ CD of data sectors, with the parts that the standard's table allows (MMC-6).
+    fn read_cd(rng: &mut Rng, lun: u8, disk: &Disk) -> Self {
+        let (lba, count, _) = Self::transfer(rng, disk, [0; 4], false);
+        let (channels, part) =
+            [(0xf8, 0..2352), (0x18, 16..2352), (0x30, 12..2064), (0x20, 12..16), (0x10, 16..2064)]
+                [rng.usize(..5)]
+            .clone();
+        let len = u32::try_from(count * part.len()).unwrap();
+        let moves = if len == 0 { Moves::None } else { Moves::In(len) };
+        let start = u32::try_from(lba).unwrap().to_be_bytes();
+        let blocks = u32::try_from(count).unwrap().to_be_bytes();
+        let cdb = [&[0xbe, 0], &start[..], &blocks[1..], &[channels, 0, 0]].concat();
+        Self::new(lun, cdb, moves, What::Sectors { lba, count, part })
     }
 
     fn write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {

@@ -13,15 +13,19 @@ fn allocation_field(opcode: u8) -> Option<(usize, usize)> {
     Some(match opcode {
         0x03 | 0x1A => (4, 1),
         0x12 => (3, 2),
-        0x23 | 0x43 | 0x46 | 0x4A | 0x51 | 0x52 | 0x5A => (7, 2),
+        0x23 | 0x42..=0x44 | 0x46 | 0x4A | 0x51 | 0x52 | 0x5A | 0x5C => (7, 2),
         0x9E => (10, 4),
         0xA0 | 0xA3 => (6, 4),
-        0xBD => (8, 2),
+        0xAD | 0xBD => (8, 2),
         _ => return None,
     })
 }
 
 fn allocation(cdb: &[u8]) -> Option<usize> {
+    if let [0xAC, _, _, _, _, _, _, _, high, low, ..] = cdb {
+        // GET PERFORMANCE limits the number of descriptors, of 16 bytes each, behind a header of 8.
+        return Some(8 + 16 * usize::from(u16::from_be_bytes([*high, *low])));
+    }
     let (at, len) = allocation_field(cdb[0])?;
     Some(cdb[at..at + len].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
 }
@@ -47,7 +51,10 @@ fn check(target: &mut Target, lun: u8, cdb: &[u8]) {
         Reply::Media(op, pending) => {
             let medium = *target.unit(lun).unwrap().medium().unwrap_or(&disc(0));
             match op {
-                MediaOp::Read(range) | MediaOp::Write { range, .. } | MediaOp::Verify(range) => {
+                MediaOp::Read(range)
+                | MediaOp::ReadSectors { range, .. }
+                | MediaOp::Write { range, .. }
+                | MediaOp::Verify(range) => {
                     assert!(range.fits(medium.blocks) && range.count().0 > 0, "{cdb:02X?}: {range:?}");
                 }
                 MediaOp::Flush | MediaOp::Load | MediaOp::Unload => {}

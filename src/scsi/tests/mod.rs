@@ -5,6 +5,7 @@
 #![allow(clippy::arithmetic_side_effects)]
 
 mod attention;
+mod disc;
 mod disk;
 mod exhaustive;
 mod identify;
