@@ -163,6 +163,8 @@ impl Checker {
         // What is for a unit that does not exist is counted by none.
         if let Some(counted) = self.counted.get_mut(lun) {
             match &result {
+                // What a needless CLEAR_FEATURE took off the pipe was sent as far as the device knows.
+                Ok(_) if script.odd_clear.is_some() => counted.broken_off(opcode, expected, true, took),
                 Ok(outcome) => counted.completed(opcode, expected, outcome, took),
                 Err(_) => counted.broken_off(opcode, expected, self.port.was_seen(), took),
             }

@@ -68,7 +68,7 @@ impl Counts {
 
 /// READ and WRITE of all lengths (SBC-3).
 fn reads_and_writes(opcode: u8) -> (bool, bool) {
-    ([0x08, 0x28, 0xa8, 0x88].contains(&opcode), [0x0a, 0x2a, 0xaa, 0x8a].contains(&opcode))
+    ([0x08, 0x28, 0xa8, 0x88, 0xbe].contains(&opcode), [0x0a, 0x2a, 0xaa, 0x8a].contains(&opcode))
 }
 
 impl Counted {

@@ -45,8 +45,9 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 35] = [
+const MUST_HAPPEN: [&str; 36] = [
     "FUA write",
+    "READ CD",
     "broken off unseen",
     "bus reset",
     "case 1",
