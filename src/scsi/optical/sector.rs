@@ -100,7 +100,7 @@ fn put(sector: &mut [u8; SECTOR_LEN], at: u16, bytes: &[u8]) {
 
 /// Two decimal digits; a CD has no more than 99 minutes.
 fn bcd(value: u8) -> u8 {
-    (value / 10 % 10) << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 /// CRC of the bytes, least significant bit first.
@@ -230,6 +230,18 @@ mod tests {
             }
         }
         assert!(sector[2076..].iter().any(|byte| *byte != 0));
+    }
+
+    /// As the algorithm of the ECM format has them, with which CD images have been checked and rebuilt since 2002.
+    #[test]
+    fn edc_and_parity_are_those_of_a_foreign_implementation() {
+        let user_data: Vec<u8> = (0..2048_u32).map(|at| u8::try_from(at * at * 31 % 251).unwrap()).collect();
+        let sector = whole(123_456, &user_data);
+        assert_eq!(sector[2064..2068], [0x89, 0x67, 0x11, 0xDA]);
+        assert_eq!(sector[2076..2084], [0x5E, 0x8D, 0x54, 0x43, 0x7F, 0x32, 0xDA, 0x66]);
+        assert_eq!(sector[2240..2248], [0x4F, 0xFD, 0x7D, 0x60, 0x93, 0x11, 0x3E, 0x60]);
+        assert_eq!(sector[2248..2256], [0x46, 0x16, 0xD1, 0x23, 0x8A, 0x1B, 0x08, 0x3A]);
+        assert_eq!(sector[2344..], [0x1F, 0x83, 0xC4, 0xA3, 0x31, 0xF6, 0xE0, 0x48]);
     }
 
     /// ECMA-130 §14: sync, address in BCD, mode; user data as they are; the CRC over all before it and itself is zero.

@@ -8,12 +8,13 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 13] = [
+const PACKAGES: [(&str, &str); 14] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
     ("udev", "device nodes on the virtual board"),
     ("dosfstools", "mkfs.vfat, fsck.vfat"),
+    ("udftools", "mkudffs"),
     ("mtools", "reading a FAT image without mounting it"),
     ("eject", "ejecting from the host's side"),
     ("fio", "verified random reads and writes"),
