@@ -163,8 +163,8 @@ fn a_full_bd(board: &Board, backend: Backend) -> Result<()> {
     let blocks: u64 = 12_219_392;
     let path = image::blank(scratch.file("iso"), blocks * BLOCK)?;
     // Of UDF 2.50 it makes only media that are written once, with their table of addresses in the last block.
-    let table = format!("--vatblock={}", blocks - 1);
-    let mut args = vec!["--media-type=bdr", "--udfrev=2.50", "--blocksize=2048", "--label=RINGBD", &table];
+    let whole = format!("--minblocks={blocks}");
+    let mut args = vec!["--media-type=bdr", "--udfrev=2.50", "--blocksize=2048", "--label=RINGBD", &whole];
     let image = path.display().to_string();
     args.push(&image);
     tool::run("mkudffs", args)?;
