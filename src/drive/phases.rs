@@ -132,6 +132,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             | MediaOp::Write { range, .. } => self.bytes(range),
             MediaOp::Flush | MediaOp::Load | MediaOp::Unload => None,
         };
+        if op == MediaOp::Load {
+            // Nobody waits at an open tray with an image: it only closes.
+            return self.complete(pending, Ok(()));
+        }
         let lun = self.open.lun;
         let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
         else {
@@ -173,8 +177,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     None => self.synced(sync_tag(lun), Ok(0)),
                 }
             }
-            (MediaOp::Load, ..) => self.complete(pending, Ok(())),
-            (MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
+            (MediaOp::Load | MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
                 self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
             }
         }

@@ -24,6 +24,7 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case { name: "a_dvd_of_8_5_gb_is_known_and_whole", on: DAEMON, run: a_full_dvd },
     Case { name: "a_bd_of_25_gb_with_udf_2_50_is_known_and_mounts", on: DAEMON, run: a_full_bd },
+    Case { name: "the_tray_opens_and_closes_as_the_host_says", on: DAEMON, run: tray },
     Case { name: "whole_sectors_of_a_cd_reach_the_host", on: ENGINES, run: whole_sectors },
 ];
 
@@ -205,6 +206,26 @@ fn a_full_bd(board: &Board, backend: Backend) -> Result<()> {
     let file = lun.open(Caching::Buffered)?;
     check_marked(&lun, &file, blocks, &known)?;
     drop(file);
+    rig.stop()
+}
+
+fn tray(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let path = image::random(scratch.file("iso"), 6, 1)?;
+    let rig = Rig::start(board, backend, &Setup::of([Drive::optical().with(&path)]))?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    ensure!(scsi::eject(&lun)?.good(), "the host could not eject");
+    let open = scsi::test_unit_ready(&lun)?;
+    ensure!(open.has_sense("Not Ready", "Medium not present - tray open"), "ejected: {}", open.text);
+    // Nothing is in it, so loading ends in NOT READY.
+    let load = scsi::command(&lun, &[0x1b, 0, 0, 0, 3, 0], Data::None)?;
+    ensure!(load.has_sense("Not Ready", "Medium not present - tray closed"), "loaded: {}", load.text);
+    let closed = scsi::test_unit_ready(&lun)?;
+    ensure!(closed.has_sense("Not Ready", "Medium not present - tray closed"), "closed: {}", closed.text);
+    rig.insert(0, &path)?;
+    scsi::drain_attentions(&lun)?;
+    ensure!(scsi::test_unit_ready(&lun)?.good(), "an inserted disc is not ready");
     rig.stop()
 }
 

@@ -63,7 +63,8 @@ const FEATURES: &[Feature] = &[
         data: |unit, out| {
             out.be32(2048);
             out.be16(Profile::of(unit).map_or(1, Profile::blocking));
-            out.be16(0);
+            // PP: there is an error recovery page.
+            out.push(&[0x01, 0]);
         },
     },
     // Multi-read: any kind of CD is read.

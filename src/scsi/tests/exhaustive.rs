@@ -68,11 +68,13 @@ fn check(target: &mut Target, lun: u8, cdb: &[u8]) {
     }
 }
 
-fn all_states() -> [Target; 4] {
-    [disk(64), optical(64), target(Kind::Disk, None), target(Kind::Optical, None)]
+/// With a disk, a CD, a DVD and a BD, and without.
+fn all_states() -> [Target; 6] {
+    let empty = |kind| target(kind, None);
+    [disk(64), optical(64), optical(400_000), optical(1 << 24), empty(Kind::Disk), empty(Kind::Optical)]
 }
 
-/// 256 opcodes × 17 lengths × three fillings × five states (the fifth: no such unit).
+/// 256 opcodes × 17 lengths × three fillings × seven states (the seventh: no such unit).
 #[test]
 fn every_opcode_cut_anywhere_ends_well() {
     for opcode in 0..=0xFF {

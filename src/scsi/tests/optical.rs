@@ -122,7 +122,7 @@ fn the_configuration_of_a_dvd_is_listed_in_order() {
     assert_eq!(bytes[8..24], [0, 0, 0x03, 12, 0, 0x40, 0, 0, 0, 0x10, 1, 0, 0, 0x08, 0, 0]);
     assert_eq!(bytes[24..36], [0, 1, 0x0B, 8, 0, 0, 0, 8, 0x03, 0, 0, 0]);
     assert_eq!(bytes[44..52], [0, 3, 0x07, 4, 0x39, 0, 0, 0]);
-    assert_eq!(bytes[52..64], [0, 0x10, 0x01, 8, 0, 0, 8, 0, 0, 16, 0, 0]);
+    assert_eq!(bytes[52..64], [0, 0x10, 0x01, 8, 0, 0, 8, 0, 0, 16, 1, 0]);
     let all: Vec<_> = features(&bytes).into_iter().map(|(code, current, _)| (code, current)).collect();
     let expected = [
         (0, true),
