@@ -1,33 +1,42 @@
-//! What Linux' CD-ROM layer makes of a drive: the ioctls of `<linux/cdrom.h>`.
+//! What Linux' CD-ROM layer makes of a drive: the ioctls of `<linux/cdrom.h>`, sent by perl, which every Debian has.
 
-#![allow(unsafe_code)]
+use std::path::Path;
 
-use std::fs::File;
-use std::os::fd::AsRawFd;
+use anyhow::{Context, Result, ensure};
 
-use anyhow::{Context, Result};
+use crate::tool;
 
-/// `DVD_READ_STRUCT`.
-const DVD_READ_STRUCT: nix::libc::c_ulong = 0x5390;
-/// `CDROMMULTISESSION`.
-const CDROM_MULTISESSION: nix::libc::c_ulong = 0x5310;
+/// `DVD_READ_STRUCT`, with a `dvd_struct`: a union whose largest member is a tag, a length and 2048 bytes.
+const DVD_READ_STRUCT: u32 = 0x5390;
+const DVD_STRUCT_LEN: usize = 2056;
+
+/// `CDROMMULTISESSION`, with a `struct cdrom_multisession`.
+const CDROM_MULTISESSION: u32 = 0x5310;
 /// `CDROM_LBA`.
 const CDROM_LBA: u8 = 1;
 
-/// `dvd_struct`: a union whose largest member is a tag, a length and 2048 bytes.
-#[repr(C, align(4))]
-struct DvdStruct([u8; 2056]);
+/// Opens a drive, sends one ioctl with an argument in hexadecimal, and prints what became of the argument.
+const SCRIPT: &str = r#"
+    my ($node, $request, $argument) = @ARGV;
+    my $bytes = pack "H*", $argument;
+    open my $drive, "<", $node or die "open: $!";
+    defined ioctl $drive, $request, $bytes or die "ioctl: $!";
+    print unpack "H*", $bytes;
+"#;
 
-/// `struct cdrom_multisession`.
-#[repr(C, align(4))]
-struct Multisession([u8; 8]);
+fn ioctl(node: &Path, request: u32, argument: &[u8]) -> Result<Vec<u8>> {
+    let hex: String = argument.iter().map(|byte| format!("{byte:02x}")).collect();
+    let node = node.display().to_string();
+    let said = tool::run("perl", ["-e", SCRIPT, &node, &request.to_string(), &hex])?;
+    let said = said.trim();
+    ensure!(said.len() == hex.len() && said.is_ascii(), "perl said {said:?}");
+    (0..argument.len())
+        .map(|at| u8::from_str_radix(&said[at * 2..at * 2 + 2], 16).context("perl printed no hexadecimal"))
+        .collect()
+}
 
-/// The calls themselves; nix's macros make them public.
-mod calls {
-    #![allow(missing_docs, unreachable_pub)]
-
-    nix::ioctl_readwrite_bad!(dvd_read_struct, super::DVD_READ_STRUCT, super::DvdStruct);
-    nix::ioctl_readwrite_bad!(cdrom_multisession, super::CDROM_MULTISESSION, super::Multisession);
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// The layer of a DVD, as the kernel read it.
@@ -51,23 +60,17 @@ pub struct DvdLayer {
 ///
 /// # Errors
 /// The drive refused, or holds no DVD.
-pub fn dvd_layer(drive: &File) -> Result<DvdLayer> {
+pub fn dvd_layer(node: &Path) -> Result<DvdLayer> {
     // Type 0 (physical), layer 0.
-    let mut answer = DvdStruct([0; 2056]);
-    // SAFETY: the kernel reads and writes a `dvd_struct`, which this has the size and the alignment of.
-    unsafe { calls::dvd_read_struct(drive.as_raw_fd(), &raw mut answer) }.context("DVD_READ_STRUCT")?;
-    let DvdStruct(bytes) = answer;
-    let word = |at: usize| {
-        bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-    };
+    let bytes = ioctl(node, DVD_READ_STRUCT, &[0; DVD_STRUCT_LEN])?;
     // `struct dvd_layer` begins behind type and number; its bit fields fill five bytes.
     Ok(DvdLayer {
         book_type: bytes[4] >> 4,
         layers: bytes[6] >> 5 & 0x03,
         opposite: bytes[6] & 0x10 != 0,
-        start: word(12),
-        end: word(16),
-        end_of_layer_0: word(20),
+        start: word(&bytes, 12),
+        end: word(&bytes, 16),
+        end_of_layer_0: word(&bytes, 20),
     })
 }
 
@@ -75,10 +78,7 @@ pub fn dvd_layer(drive: &File) -> Result<DvdLayer> {
 ///
 /// # Errors
 /// The drive refused.
-pub fn last_session(drive: &File) -> Result<(u32, bool)> {
-    let mut answer = Multisession([0, 0, 0, 0, 0, CDROM_LBA, 0, 0]);
-    // SAFETY: the kernel reads and writes a `struct cdrom_multisession`, which this has the size and the alignment of.
-    unsafe { calls::cdrom_multisession(drive.as_raw_fd(), &raw mut answer) }.context("CDROMMULTISESSION")?;
-    let Multisession([a, b, c, d, more, ..]) = answer;
-    Ok((u32::from_ne_bytes([a, b, c, d]), more != 0))
+pub fn last_session(node: &Path) -> Result<(u32, bool)> {
+    let bytes = ioctl(node, CDROM_MULTISESSION, &[0, 0, 0, 0, 0, CDROM_LBA, 0, 0])?;
+    Ok((word(&bytes, 0), bytes[4] != 0))
 }

@@ -163,10 +163,11 @@ impl Checker {
         // What is for a unit that does not exist is counted by none.
         if let Some(counted) = self.counted.get_mut(lun) {
             match &result {
-                // What a needless CLEAR_FEATURE took off the pipe was sent as far as the device knows.
-                Ok(_) if script.odd_clear.is_some() => counted.broken_off(opcode, expected, true, took),
-                Ok(outcome) => counted.completed(opcode, expected, outcome, took),
-                Err(_) => counted.broken_off(opcode, expected, self.port.was_seen(), took),
+                Ok(outcome) if script.odd_clear.is_none() => {
+                    counted.completed(opcode, expected, outcome, took)
+                }
+                // What a needless CLEAR_FEATURE took off the pipe was sent, as far as the device knows.
+                _ => counted.broken_off(opcode, expected, result.is_ok() || self.port.was_seen(), took),
             }
         }
         if result.is_ok() && lun < self.counted.len() {
@@ -358,14 +359,7 @@ impl Checker {
     fn check_data(&mut self, job: &Job, outcome: &Outcome) -> Result<(), String> {
         match job.what {
             What::Sectors { lba, count, ref part } => {
-                let disk = &mut self.disks[usize::from(job.lun)];
-                if outcome.data.len() > count * part.len() {
-                    return Err(format!("{} bytes for {count} sectors", outcome.data.len()));
-                }
-                for (block, bytes) in (lba..).zip(outcome.data.chunks(part.len())) {
-                    disk.check_sector(block, part.start, bytes)?;
-                }
-                Ok(())
+                self.disks[usize::from(job.lun)].check_sectors(lba, count, part, &outcome.data)
             }
             What::Read { lba, count } => {
                 let disk = &mut self.disks[usize::from(job.lun)];
@@ -390,13 +384,8 @@ impl Checker {
                 if check(&outcome.data, disk) { Ok(()) } else { Err(format!("answer {:02x?}", outcome.data)) }
             }
             What::Read { count, .. } | What::Sectors { count, .. } => {
-                let whole = match &job.what {
-                    What::Sectors { part, .. } => count * part.len(),
-                    _ => count * self.disks[usize::from(job.lun)].block,
-                };
-                if matches!(job.what, What::Sectors { .. }) {
-                    self.mark("READ CD");
-                }
+                self.mark(if matches!(job.what, What::Sectors { .. }) { "READ CD" } else { "READ" });
+                let whole = count * job.stride(self.disks[usize::from(job.lun)].block);
                 if matches!(expected, Expected::In(_)) && outcome.data.len() != whole {
                     return Err(format!("passed with {} of {whole} bytes", outcome.data.len()));
                 }

@@ -60,6 +60,11 @@ impl Job {
         Self { lun, cdb: cdb.into(), moves, what }
     }
 
+    /// Bytes that the host gets of each block that it reads.
+    pub fn stride(&self, block: usize) -> usize {
+        if let What::Sectors { part, .. } = &self.what { part.len() } else { block }
+    }
+
     pub fn test_unit_ready(lun: u8) -> Self {
         Self::new(lun, [0; 6], Moves::None, What::Quiet)
     }

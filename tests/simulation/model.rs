@@ -94,8 +94,24 @@ impl Disk {
         Ok(())
     }
 
+    /// Checks what READ CD gave of `count` sectors, of each this part.
+    pub fn check_sectors(
+        &mut self,
+        lba: usize,
+        count: usize,
+        part: &std::ops::Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        if bytes.len() > count * part.len() {
+            return Err(format!("{} bytes for {count} sectors", bytes.len()));
+        }
+        (lba..)
+            .zip(bytes.chunks(part.len()))
+            .try_for_each(|(block, bytes)| self.check_sector(block, part.start, bytes))
+    }
+
     /// Checks bytes of a CD sector in mode 1, of which the first is `from`: header and user data (ECMA-130 §14).
-    pub fn check_sector(&mut self, block: usize, from: usize, bytes: &[u8]) -> Result<(), String> {
+    fn check_sector(&mut self, block: usize, from: usize, bytes: &[u8]) -> Result<(), String> {
         let frames = block + 150;
         let header =
             [frames / 75 / 60, frames / 75 % 60, frames % 75].map(|value| value / 10 * 16 + value % 10);

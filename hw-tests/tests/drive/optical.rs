@@ -93,7 +93,8 @@ fn check_marked(lun: &Lun, file: &File, blocks: u64, known: &[u64]) -> Result<()
         file.read_exact_at(&mut bytes, block * BLOCK)?;
         ensure!(bytes[..] == image::noise(*block, 2048), "block {block} is not what was put there");
     }
-    ensure!(cdrom::last_session(file)? == (0, false), "sessions: {:?}", cdrom::last_session(file)?);
+    let session = cdrom::last_session(&lun.node)?;
+    ensure!(session == (0, false), "the last session: {session:?}");
     Ok(())
 }
 
@@ -135,7 +136,7 @@ fn a_full_dvd(board: &Board, backend: Backend) -> Result<()> {
     let lun = rig.lun(0)?;
     let file = lun.open(Caching::Buffered)?;
     check_marked(&lun, &file, blocks.into(), &known)?;
-    let layer = cdrom::dvd_layer(&file)?;
+    let layer = cdrom::dvd_layer(&lun.node)?;
     let wanted = DvdLayer {
         book_type: 0,
         layers: 1,
@@ -175,7 +176,7 @@ fn a_full_bd(board: &Board, backend: Backend) -> Result<()> {
     let last = image::peek(&path, (blocks - 1) * BLOCK, 2048)?;
     ensure!(last.iter().any(|byte| *byte != 0), "mkudffs left the last block empty");
     check_marked(&lun, &file, blocks, &[])?;
-    ensure!(cdrom::dvd_layer(&file).is_err(), "a BD was described as a DVD");
+    ensure!(cdrom::dvd_layer(&lun.node).is_err(), "a BD was described as a DVD");
     drop(file);
     says(
         &names(&lun)?,
