@@ -162,10 +162,8 @@ impl Checker {
         let (lun, opcode, expected) = (usize::from(script.lun), script.cdb[0], script.expected);
         // What is for a unit that does not exist is counted by none.
         if let Some(counted) = self.counted.get_mut(lun) {
-            match &result {
-                Ok(outcome) if script.odd_clear.is_none() => {
-                    counted.completed(opcode, expected, outcome, took)
-                }
+            match (&result, script.odd_clear) {
+                (Ok(outcome), None) => counted.completed(opcode, expected, outcome, took),
                 // What a needless CLEAR_FEATURE took off the pipe was sent, as far as the device knows.
                 _ => counted.broken_off(opcode, expected, result.is_ok() || self.port.was_seen(), took),
             }
