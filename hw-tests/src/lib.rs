@@ -8,11 +8,13 @@
 //! - [`image`]: images with known bytes
 //! - [`host`], [`scsi`], [`raw_bot`], [`keyboard`]: what the host sees, by sysfs, SCSI commands, raw USB transfers, input events
 //! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`
+//! - [`cdrom`]: what Linux makes of an optical drive
 //! - [`rig`]: a set of drives served by one [`rig::Backend`] and found again on the host; what most tests start from
 //!
 //! The kernel's function is the foreign reference: a test that runs against it too shows that the test is right.
 
 pub mod board;
+pub mod cdrom;
 pub mod configfs;
 pub mod daemon;
 pub mod host;

@@ -5,7 +5,7 @@
 //!   Down ──────────────► Idle ─────────────────► (scsi answers)
 //!     ▲                   ▲                        │
 //!     │ DISABLE,          │ CSW and the next       ├── no image needed ──────────────► end
-//!     │ from any phase    │ CBW read queued        ├── Held ─► In/Out/Compound/Sync ─► end
+//!     │ from any phase    │ CBW read queued        ├── Held ─► a phase of its own ───► end
 //!     │                   │                        └── Out (parameters, or dropped) ─► end
 //!   Aborting ◄────────────┤
 //!     │  ▲                └── end ◄── Stalling: the IN pipe runs dry, is halted
@@ -44,6 +44,7 @@ use super::{
     pipes::{CBW, CSW, Counted, PipeError, Pipes},
     prefetch::{PREFETCH, Prefetch},
     requests::{Loaded, SETTLE, Settling},
+    sectors_in::SectorsIn,
     statistics::{Clock, Statistics, Tally},
 };
 
@@ -126,6 +127,7 @@ pub(super) enum Phase {
     Idle,
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
+    Sectors { data: SectorsIn, pending: Pending },
     Out { data: DataOut, end: OutEnd },
     Compound { data: Compound, pending: Pending },
     Sync { pending: Pending, unload: bool },
@@ -269,7 +271,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             match self.prefetch.done(done, (self.clock)()) {
                 Some(done) => self.command_moved(done),
                 // There may have been no room for a command's own read.
-                None => self.pump_in(),
+                None => self.pump(),
             }
         } else {
             self.command_moved(done)
@@ -288,6 +290,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 Phase::In { data, .. } => {
                     data.read_done(done);
                     self.pump_in()
+                }
+                Phase::Sectors { data, .. } => {
+                    data.read_done(done);
+                    self.pump_sectors()
                 }
                 _ => self.compound_moved(done),
             },
@@ -388,8 +394,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 (Pipe::Out, _) => self.data_received(done),
                 (Pipe::In, _) => {
                     drop(done);
-                    self.pump_in()?;
-                    self.pump_compound()?;
+                    self.pump()?;
                     self.try_halt()
                 }
             },
@@ -403,6 +408,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Err(TransferError::Interrupted) if done.tag == CBW => self.pipes.receive_cbw(),
             Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send_csw(done.buf, Wake::Now),
             Err(error) => Err(PipeError(error)),
+        }
+    }
+
+    /// Goes on with a phase that may have waited for a buffer, or for room in a queue.
+    fn pump(&mut self) -> Result<(), PipeError> {
+        match self.phase {
+            Phase::In { .. } => self.pump_in(),
+            Phase::Sectors { .. } => self.pump_sectors(),
+            Phase::Compound { .. } => self.pump_compound(),
+            _ => Ok(()),
         }
     }
 
@@ -481,6 +496,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match std::mem::replace(&mut self.phase, next) {
             Phase::Held { pending, .. }
             | Phase::In { pending, .. }
+            | Phase::Sectors { pending, .. }
             | Phase::Compound { pending, .. }
             | Phase::Sync { pending, .. } => self.target.abandon(pending),
             Phase::Out { end, .. } => match end {

@@ -11,6 +11,7 @@
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
 //! | `compound` | commands of several steps: comparing, WRITE SAME, UNMAP |
+//! | `sectors_in` | a data-in phase of whole CD sectors, built from the image's blocks |
 //! | `requests` | insert, eject, settings |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
@@ -29,6 +30,7 @@ mod pipes;
 mod prefetch;
 mod read_ahead;
 mod requests;
+mod sectors_in;
 pub mod statistics;
 pub mod thread;
 

@@ -85,6 +85,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let bytes = |range| self.bytes(range).map(|range| range.len().0);
         let intent = match op {
             MediaOp::Read(range) => Intent::In(bytes(range).unwrap_or(u64::MAX)),
+            MediaOp::ReadSectors { range, part } => {
+                Intent::In(range.count().0.saturating_mul(part.len().into()))
+            }
             MediaOp::Write { range, .. } => Intent::Out(bytes(range).unwrap_or(u64::MAX)),
             MediaOp::Compound(op) => {
                 let medium = self.target.unit(self.open.lun).and_then(Unit::medium);
@@ -107,7 +110,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         if let Some(tally) = &mut self.open.tally {
             tally.transfer = match op {
-                MediaOp::Read(_) => Transfer::Read { bytes: 0, in_memory: None },
+                MediaOp::Read(_) | MediaOp::ReadSectors { .. } => {
+                    Transfer::Read { bytes: 0, in_memory: None }
+                }
                 MediaOp::Write { .. } | MediaOp::Compound(Compound::WriteAndVerify(_)) => {
                     Transfer::Write { bytes: 0 }
                 }
@@ -135,7 +140,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return Ok(());
         };
         let range = match op {
-            MediaOp::Read(range) | MediaOp::Verify(range) | MediaOp::Write { range, .. } => self.bytes(range),
+            MediaOp::Read(range)
+            | MediaOp::ReadSectors { range, .. }
+            | MediaOp::Verify(range)
+            | MediaOp::Write { range, .. } => self.bytes(range),
             _ => None,
         };
         let lun = self.open.lun;
@@ -146,6 +154,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 None
             }
         };
+        if op == MediaOp::Load {
+            // Nobody waits at an open tray with an image: it only closes.
+            return self.complete(pending, Ok(()));
+        }
         let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
         else {
             return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT));
@@ -161,6 +173,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.read_ahead(lun, range);
                 went
             }
+            (MediaOp::ReadSectors { .. }, ..) => self.start_sectors(op, range, pending),
             (MediaOp::Verify(_), Some(range), _) => {
                 let data = DataIn::new(range, range.len(), data_in::Sink::Nowhere, residence, None);
                 self.phase = Phase::In { data, pending };
@@ -190,8 +203,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 MediaOp::Compound(_) | MediaOp::FlushSoon | MediaOp::Prefetch(_) | MediaOp::LbaStatus { .. },
                 ..,
             ) => self.start_other(op, pending),
-            (MediaOp::Load, ..) => self.complete(pending, Ok(())),
-            (MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
+            (MediaOp::Load | MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
                 self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
             }
         }

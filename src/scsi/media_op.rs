@@ -1,5 +1,6 @@
 //! What the drive is asked to do with a medium.
 
+use super::SectorPart;
 use crate::units::{BlockRange, BlockSize, Lba};
 
 /// What the drive must do with the medium.
@@ -7,6 +8,13 @@ use crate::units::{BlockRange, BlockSize, Lba};
 pub enum MediaOp {
     /// Send these blocks, at least one.
     Read(BlockRange),
+    /// Send this part of each of these CD sectors, at least one: what [`SectorPart::build`] makes of the blocks.
+    ReadSectors {
+        /// Which.
+        range: BlockRange,
+        /// What of each; not empty.
+        part: SectorPart,
+    },
     /// Receive and keep these blocks, at least one.
     Write {
         /// Where.

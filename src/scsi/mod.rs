@@ -44,6 +44,7 @@ mod vpd;
 
 pub use media_op::{Compound, MediaOp};
 pub use opcodes::{name_of, opcode_name};
+pub use optical::{SECTOR_LEN, SectorPart};
 pub use pending::{Pending, PendingParameters};
 pub use provisioning::{LBA_STATUS_LEN, UnmapList, lba_status};
 pub use sense::{FieldPointer, Sense, SenseKey};

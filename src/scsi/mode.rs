@@ -5,6 +5,7 @@
 
 use super::cdb::Cdb;
 use super::opcodes::Kinds;
+use super::optical::pages;
 use super::response::Response;
 use super::sense::{SAVING_PARAMETERS_NOT_SUPPORTED, Sense};
 use super::target::Outcome;
@@ -60,9 +61,12 @@ const PAGES: &[Page] = &[
     Page { code: 0x01, kinds: Kinds::Both, body: error_recovery },
     Page { code: 0x08, kinds: Kinds::Disk, body: caching },
     Page { code: 0x0A, kinds: Kinds::Disk, body: control },
-    Page { code: 0x1A, kinds: Kinds::Optical, body: power_condition },
+    Page { code: 0x0D, kinds: Kinds::Optical, body: pages::cd_device_parameters },
+    Page { code: 0x0E, kinds: Kinds::Optical, body: pages::cd_audio_control },
+    Page { code: 0x1A, kinds: Kinds::Optical, body: pages::power_condition },
     Page { code: 0x1C, kinds: Kinds::Disk, body: informational_exceptions },
-    Page { code: 0x2A, kinds: Kinds::Optical, body: capabilities },
+    Page { code: 0x1D, kinds: Kinds::Optical, body: pages::timeout_and_protect },
+    Page { code: 0x2A, kinds: Kinds::Optical, body: pages::capabilities },
 ];
 
 /// No retries, no corrections reported: an image either gives its bytes or does not.
@@ -80,30 +84,10 @@ fn control(_: &Unit, out: &mut Response<'_>) {
     out.zeros(10);
 }
 
-/// No timers.
-fn power_condition(_: &Unit, out: &mut Response<'_>) {
-    out.zeros(10);
-}
-
 /// DEXCPT: no exceptions are reported (SPC-4, informational exceptions control mode page).
 fn informational_exceptions(_: &Unit, out: &mut Response<'_>) {
     out.byte(0x08);
     out.zeros(9);
-}
-
-/// CD/DVD capabilities and mechanical status (MMC-3), without audio and without writing. Linux takes from it
-/// whether the drive has a tray, can eject and can lock.
-fn capabilities(unit: &Unit, out: &mut Response<'_>) {
-    // Reads CD-R, CD-RW, DVD-ROM, DVD-R; writes nothing; plays nothing.
-    out.push(&[0x1B, 0x00, 0x00, 0x00]);
-    // Tray, ejects, locks; and whether it is locked now.
-    out.push(&[0x29 | if unit.prevented() { 0x02 } else { 0 }, 0x00]);
-    // Obsolete speed, volume levels, buffer of 2048 KiB, obsolete speed: 48 times 176 kB/s.
-    out.be16(8448);
-    out.be16(0);
-    out.be16(2048);
-    out.be16(8448);
-    out.zeros(6);
 }
 
 /// What PC asks for.
@@ -156,7 +140,7 @@ pub(super) fn mode_sense_6(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) -
         block_descriptor(unit, out);
     }
     descriptor_len(out, 3, 4);
-    pages(unit, cdb, out)?;
+    selected_pages(unit, cdb, out)?;
     out.seal8(0);
     Ok(Outcome::Data { allocation: u32::from(cdb.byte::<4>()) })
 }
@@ -170,7 +154,7 @@ pub(super) fn mode_sense_10(unit: &mut Unit, cdb: &Cdb, out: &mut Response<'_>) 
         (false, true) => long_block_descriptor(unit, out),
     }
     descriptor_len(out, 7, 8);
-    pages(unit, cdb, out)?;
+    selected_pages(unit, cdb, out)?;
     out.seal16(0);
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
@@ -218,7 +202,7 @@ fn descriptor_len(out: &mut Response<'_>, at: usize, header_len: usize) {
     out.patch(at, &[u8::try_from(len).unwrap_or(0)]);
 }
 
-fn pages(unit: &Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<(), Sense> {
+fn selected_pages(unit: &Unit, cdb: &Cdb, out: &mut Response<'_>) -> Result<(), Sense> {
     let values = match cdb.byte::<2>() >> 6 {
         0 => Values::Current,
         1 => Values::Changeable,

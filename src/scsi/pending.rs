@@ -52,6 +52,8 @@ pub(super) enum List {
     },
     /// PERSISTENT RESERVE OUT.
     Reservation(Action),
+    /// SET STREAMING.
+    Streaming,
 }
 
 impl Pending {

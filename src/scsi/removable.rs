@@ -5,18 +5,28 @@ use super::media_op::MediaOp;
 use super::response::Response;
 use super::sense::{MEDIUM_REMOVAL_PREVENTED, Sense};
 use super::target::Outcome;
-use super::unit::{Kind, Unit};
+use super::unit::{Kind, PowerState, Unit};
 
 /// The opcode table has asked already.
 pub(super) fn test_unit_ready(_: &mut Unit, _: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     Ok(Outcome::Done)
 }
 
-/// SBC-3 and MMC-6, START STOP UNIT. Power conditions are accepted without effect, those to come too: a file has no motor, so a
-/// stopped unit goes on answering. IMMED is not taken up: the status comes when the work is done.
+/// SBC-3 and MMC-6, START STOP UNIT. A power condition is kept for the power events of an optical unit and has no other effect: a
+/// file has no motor, so a stopped unit goes on answering. Conditions to come are accepted too. IMMED is not taken up: the status
+/// comes when the work is done.
 pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let (start, load_eject) = (cdb.bit::<4>(0), cdb.bit::<4>(1));
-    if cdb.byte::<4>() >> 4 != 0 {
+    let condition = cdb.byte::<4>() >> 4;
+    if condition != 0 {
+        match condition {
+            0x1 => unit.set_power(PowerState::Active),
+            0x2 => unit.set_power(PowerState::Idle),
+            0x3 => unit.set_power(PowerState::Standby),
+            // MMC-6's own.
+            0x5 => unit.set_power(PowerState::Sleep),
+            _ => {}
+        }
         return Ok(Outcome::Done);
     }
     match (load_eject, start) {

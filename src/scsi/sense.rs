@@ -160,6 +160,8 @@ senses! {
     RESET_OCCURRED = UnitAttention 0x29 0x00 "power on, reset, or bus device reset occurred";
     /// MODE SENSE would answer differently now.
     MODE_PARAMETERS_CHANGED = UnitAttention 0x2A 0x01 "mode parameters changed";
+    /// READ DISC STRUCTURE of another kind of disc than the one that is in.
+    INCOMPATIBLE_FORMAT = IllegalRequest 0x30 0x02 "cannot read medium - incompatible format";
     /// PC = 11b.
     SAVING_PARAMETERS_NOT_SUPPORTED = IllegalRequest 0x39 0x00 "saving parameters not supported";
     /// No medium, on a unit without a tray.

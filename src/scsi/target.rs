@@ -5,10 +5,11 @@ use super::format;
 use super::media_op::MediaOp;
 use super::mode_select;
 use super::opcodes::{self, Direction, Handler, MediumNeed, Opcode, UnderAttention};
+use super::optical;
 use super::pending::{Effect, List, Pending, PendingParameters};
 use super::response::Response;
 use super::sense::{LOGICAL_UNIT_NOT_SUPPORTED, PARAMETER_LIST_LENGTH_ERROR, Sense};
-use super::unit::Unit;
+use super::unit::{PowerState, Unit};
 
 /// The most units of a target: Bulk-Only Transport has four bits for a LUN (BOT 1.0 §5.1).
 pub const LUNS_MAX: usize = 16;
@@ -119,7 +120,12 @@ impl Target {
                     len => Reply::Data { len },
                 }
             }
-            Ok(Outcome::Media(op)) => Reply::Media(op, Pending::new(lun, effect_of(op))),
+            Ok(Outcome::Media(op)) => {
+                if let Some(unit) = self.unit_mut(lun) {
+                    unit.set_power(PowerState::Active);
+                }
+                Reply::Media(op, Pending::new(lun, effect_of(op)))
+            }
             Ok(Outcome::Parameters { len, .. }) if len > PARAMETERS_LEN_MAX => {
                 Reply::Status(self.refuse(lun, PARAMETER_LIST_LENGTH_ERROR))
             }
@@ -163,6 +169,7 @@ impl Target {
             List::ModeSelect10 => mode_select::accept(unit, mode_select::Form::Ten, list),
             List::Format { long } => format::accept(long, list).map(|()| None),
             List::Reservation(action) => unit.reservations.accept(action, list).map(|()| None),
+            List::Streaming => optical::accept_streaming(unit, list).map(|()| None),
         };
         match result {
             Ok(Some(op)) => ListReply::Media(op, Pending::new(lun, effect_of(op))),
@@ -261,7 +268,8 @@ impl Outcome {
     fn goes(&self, direction: Direction) -> bool {
         match self {
             Self::Done => true,
-            Self::Data { .. } | Self::Media(MediaOp::Read(_) | MediaOp::LbaStatus { .. }) => {
+            Self::Data { .. }
+            | Self::Media(MediaOp::Read(_) | MediaOp::ReadSectors { .. } | MediaOp::LbaStatus { .. }) => {
                 direction == Direction::In
             }
             Self::Parameters { .. } | Self::Media(MediaOp::Write { .. } | MediaOp::Compound(_)) => {

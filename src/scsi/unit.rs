@@ -146,6 +146,27 @@ pub(super) enum MediaEvent {
     MediaRemoval,
 }
 
+/// An operational change event (MMC-6), of which the one that is told last stands for those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OperationalChange {
+    /// Another medium, or none: other features and another profile are current.
+    Features,
+    /// The unit was reset.
+    Reset,
+    /// INQUIRY would answer differently now.
+    Inquiry,
+}
+
+/// Power states of an optical unit (MMC-6, power management). They mean nothing but what the host hears of them: a command that
+/// needs the medium makes the unit active again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PowerState {
+    Active,
+    Idle,
+    Standby,
+    Sleep,
+}
+
 /// What the host forbids (MMC-6, PREVENT ALLOW MEDIUM REMOVAL). The two states are independent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Prevention {
@@ -170,6 +191,10 @@ pub struct Unit {
     pub(super) reservations: Reservations,
     pub(super) attentions: Attentions,
     pub(super) media_event: Option<MediaEvent>,
+    pub(super) operational_change: Option<OperationalChange>,
+    pub(super) power: PowerState,
+    /// The power state has changed since the host was last told of it.
+    pub(super) power_changed: bool,
     pub(super) sense: Option<Sense>,
 }
 
@@ -186,6 +211,9 @@ impl Unit {
             reservations: Reservations::default(),
             attentions: Attentions::default(),
             media_event: None,
+            operational_change: None,
+            power: PowerState::Active,
+            power_changed: false,
             sense: None,
         };
         unit.attentions.raise(Attention::Reset);
@@ -229,6 +257,8 @@ impl Unit {
         self.tray_open = false;
         self.attentions.raise(Attention::MediumChanged);
         self.media_event = Some(MediaEvent::NewMedia);
+        self.operational_change = Some(OperationalChange::Features);
+        self.set_power(PowerState::Active);
     }
 
     /// Takes the medium out against the host's will if need be: prevention ends with the medium it was for. The host learns
@@ -239,6 +269,7 @@ impl Unit {
             self.prevention = Prevention::default();
             self.attentions.withdraw(Attention::MediumChanged);
             self.media_event = Some(MediaEvent::MediaRemoval);
+            self.operational_change = Some(OperationalChange::Features);
         }
     }
 
@@ -265,6 +296,7 @@ impl Unit {
             self.modes = Modes::default();
             self.reservations = Reservations::default();
             self.attentions.raise(Attention::InquiryChanged);
+            self.operational_change = Some(OperationalChange::Inquiry);
         }
         Ok(())
     }
@@ -312,12 +344,21 @@ impl Unit {
         self.tray_open = false;
     }
 
+    /// The host asked for this power state, or for something that needs it.
+    pub(super) fn set_power(&mut self, power: PowerState) {
+        self.power_changed |= self.power != power;
+        self.power = power;
+    }
+
     /// A reset of the transport: prevention ends and mode parameters are as they were at first (SPC-4), sense data is lost, and
     /// the host is told. Persistent reservations stay (SPC-4 §5.13).
     pub(super) fn reset(&mut self) {
         self.prevention = Prevention::default();
         self.modes = Modes::default();
         self.sense = None;
+        self.power = PowerState::Active;
+        self.power_changed = false;
+        self.operational_change = Some(OperationalChange::Reset);
         self.attentions.raise(Attention::Reset);
     }
 }

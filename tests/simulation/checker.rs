@@ -369,6 +369,9 @@ impl Checker {
     /// Bytes of a read are right as far as they came.
     fn check_data(&mut self, job: &Job, outcome: &Outcome) -> Result<(), String> {
         match job.what {
+            What::Sectors { lba, count, ref part } => {
+                self.disks[usize::from(job.lun)].check_sectors(lba, count, part, &outcome.data)
+            }
             What::Read { lba, count } => {
                 let disk = &mut self.disks[usize::from(job.lun)];
                 let len = outcome.data.len().min(count * disk.block);
@@ -391,8 +394,9 @@ impl Checker {
                 let disk = &self.disks[usize::from(job.lun)];
                 if check(&outcome.data, disk) { Ok(()) } else { Err(format!("answer {:02x?}", outcome.data)) }
             }
-            What::Read { count, .. } => {
-                let whole = count * self.disks[usize::from(job.lun)].block;
+            What::Read { count, .. } | What::Sectors { count, .. } => {
+                self.mark(if matches!(job.what, What::Sectors { .. }) { "READ CD" } else { "READ" });
+                let whole = count * job.stride(self.disks[usize::from(job.lun)].block);
                 if matches!(expected, Expected::In(_)) && outcome.data.len() != whole {
                     return Err(format!("passed with {} of {whole} bytes", outcome.data.len()));
                 }

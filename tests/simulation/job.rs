@@ -20,6 +20,12 @@ pub enum What {
         lba: usize,
         count: usize,
     },
+    /// READ CD: these bytes of each sector of 2352.
+    Sectors {
+        lba: usize,
+        count: usize,
+        part: std::ops::Range<usize>,
+    },
     Write {
         lba: usize,
         count: usize,
@@ -73,6 +79,11 @@ impl Job {
         Self { lun, cdb: cdb.into(), moves, what, out: None }
     }
 
+    /// Bytes that the host gets of each block that it reads.
+    pub fn stride(&self, block: usize) -> usize {
+        if let What::Sectors { part, .. } = &self.what { part.len() } else { block }
+    }
+
     pub fn test_unit_ready(lun: u8) -> Self {
         Self::new(lun, [0; 6], Moves::None, What::Quiet)
     }
@@ -90,6 +101,7 @@ impl Job {
     /// Any command for a unit of this kind; `id` is for what it writes.
     pub fn any(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         match rng.u8(..100) {
+            0..7 if disk.block == 2048 => Self::read_cd(rng, lun, disk),
             0..35 => Self::read(rng, lun, disk),
             35..50 if disk.writable => Self::of_several_steps(rng, lun, disk, id),
             50..70 if disk.writable => Self::write(rng, lun, disk, id),
@@ -107,17 +119,32 @@ impl Job {
         Self::new(lun, cdb, moves, What::Read { lba, count })
     }
 
+    /// READ CD of data sectors, with the parts that the standard's table allows (MMC-6).
+    fn read_cd(rng: &mut Rng, lun: u8, disk: &Disk) -> Self {
+        let (lba, count, _) = Self::transfer_aside(rng, disk, [0; 4], false);
+        let (channels, part) =
+            [(0xf8, 0..2352), (0x18, 16..2352), (0x30, 12..2064), (0x20, 12..16), (0x10, 16..2064)]
+                [rng.usize(..5)]
+            .clone();
+        let len = u32::try_from(count * part.len()).unwrap();
+        let moves = if len == 0 { Moves::None } else { Moves::In(len) };
+        let start = u32::try_from(lba).unwrap().to_be_bytes();
+        let blocks = u32::try_from(count).unwrap().to_be_bytes();
+        let cdb = [&[0xbe, 0], &start[..], &blocks[1..], &[channels, 0, 0]].concat();
+        Self::new(lun, cdb, moves, What::Sectors { lba, count, part })
+    }
+
     fn write(rng: &mut Rng, lun: u8, disk: &Disk, id: WriteId) -> Self {
         let durable = rng.u8(..4) == 0;
-        let (lba, count, cdb) = Self::transfer_out(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
+        let (lba, count, cdb) = Self::transfer_aside(rng, disk, [0x0a, 0x2a, 0xaa, 0x8a], durable);
         let durable = durable && cdb.len() > 6;
         let len = u32::try_from(count * disk.block).unwrap();
         let moves = if len == 0 { Moves::None } else { Moves::Out(len) };
         Self::new(lun, cdb, moves, What::Write { lba, count, id, durable })
     }
 
-    /// As `transfer`, after which reads may go on with what has just been written.
-    fn transfer_out(rng: &mut Rng, disk: &Disk, opcodes: [u8; 4], fua: bool) -> (usize, usize, Vec<u8>) {
+    /// As `transfer`, after which reads may go on where they were: with what has just been written, too.
+    fn transfer_aside(rng: &mut Rng, disk: &Disk, opcodes: [u8; 4], fua: bool) -> (usize, usize, Vec<u8>) {
         let next = disk.next.get();
         let transfer = Self::transfer(rng, disk, opcodes, fua);
         disk.next.set(next);
@@ -172,7 +199,7 @@ impl Job {
             4..6 => Self::write_same(rng, lun, disk, id),
             6..8 => Self::unmap(rng, lun, disk),
             _ => {
-                let (lba, count, cdb) = Self::transfer_out(rng, disk, [0x00, 0x2e, 0xae, 0x8e], false);
+                let (lba, count, cdb) = Self::transfer_aside(rng, disk, [0x00, 0x2e, 0xae, 0x8e], false);
                 if cdb.len() == 6 {
                     return Self::sync(rng, lun);
                 }

@@ -46,8 +46,9 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 40] = [
+const MUST_HAPPEN: [&str; 41] = [
     "FUA write",
+    "READ CD",
     "broken off unseen",
     "bus reset",
     "case 1",

@@ -134,6 +134,39 @@ impl Disk {
         Ok(())
     }
 
+    /// Checks what READ CD gave of `count` sectors, of each this part.
+    pub fn check_sectors(
+        &mut self,
+        lba: usize,
+        count: usize,
+        part: &std::ops::Range<usize>,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        if bytes.len() > count * part.len() {
+            return Err(format!("{} bytes for {count} sectors", bytes.len()));
+        }
+        (lba..)
+            .zip(bytes.chunks(part.len()))
+            .try_for_each(|(block, bytes)| self.check_sector(block, part.start, bytes))
+    }
+
+    /// Checks bytes of a CD sector in mode 1, of which the first is `from`: header and user data (ECMA-130 §14).
+    fn check_sector(&mut self, block: usize, from: usize, bytes: &[u8]) -> Result<(), String> {
+        let frames = block + 150;
+        let header =
+            [frames / 75 / 60, frames / 75 % 60, frames % 75].map(|value| value / 10 * 16 + value % 10);
+        for (at, value) in (12..).zip(header.into_iter().chain([1])) {
+            if at >= from && bytes.get(at - from).is_some_and(|byte| usize::from(*byte) != value) {
+                return Err(format!("header of sector {block} in {}", describe(bytes)));
+            }
+        }
+        let end = bytes.len().min(2064 - from);
+        self.check(
+            self.sectors(block, 1).start,
+            bytes.get(16_usize.saturating_sub(from)..end).unwrap_or_default(),
+        )
+    }
+
     /// The image itself, at the end of a run.
     pub fn check_image(&mut self) -> Result<(), String> {
         let mut image = vec![0; self.sectors.len() * SECTOR];

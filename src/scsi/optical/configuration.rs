@@ -1,57 +1,11 @@
 //! GET CONFIGURATION (MMC-6 §5 and GET CONFIGURATION): profiles and features.
 
+use super::profile::Profile;
 use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
 use crate::scsi::sense::Sense;
 use crate::scsi::target::Outcome;
 use crate::scsi::unit::Unit;
-use crate::units::Blocks;
-
-/// The largest image shown as a CD: 80 minutes of 75 blocks a second, the longest disc that is sold (QEMU draws the same
-/// line).
-const CD_BLOCKS_MAX: Blocks = Blocks(80 * 60 * 75);
-
-/// The largest image shown as a DVD: one side, two layers. DVD+R DL holds most (ECMA-364: 2,086,912 blocks a layer).
-const DVD_BLOCKS_MAX: Blocks = Blocks(2 * 2_086_912);
-
-/// What the medium is taken for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Profile {
-    Cd,
-    Dvd,
-    Bd,
-}
-
-/// Most capable first (MMC-6, profile list feature).
-const PROFILES: [Profile; 3] = [Profile::Bd, Profile::Dvd, Profile::Cd];
-
-impl Profile {
-    fn of(unit: &Unit) -> Option<Self> {
-        unit.medium().map(|medium| match medium.blocks {
-            blocks if blocks <= CD_BLOCKS_MAX => Self::Cd,
-            blocks if blocks <= DVD_BLOCKS_MAX => Self::Dvd,
-            _ => Self::Bd,
-        })
-    }
-
-    /// Profile number (MMC-6, profile list feature).
-    const fn number(self) -> u16 {
-        match self {
-            Self::Cd => 0x0008,
-            Self::Dvd => 0x0010,
-            Self::Bd => 0x0040,
-        }
-    }
-
-    /// Blocks that are read together on such a medium.
-    const fn blocking(self) -> u16 {
-        match self {
-            Self::Cd => 1,
-            Self::Dvd => 16,
-            Self::Bd => 32,
-        }
-    }
-}
 
 /// A feature descriptor (MMC-6 §5).
 struct Feature {
@@ -60,14 +14,18 @@ struct Feature {
     persistent: bool,
     current: fn(Option<Profile>) -> bool,
     /// Writes the feature dependent data; its length is a multiple of four.
-    data: fn(Option<Profile>, &mut Response<'_>),
+    data: fn(&Unit, &mut Response<'_>),
 }
 
 fn always(_: Option<Profile>) -> bool {
     true
 }
 
-fn nothing(_: Option<Profile>, _: &mut Response<'_>) {}
+fn loaded(profile: Option<Profile>) -> bool {
+    profile.is_some()
+}
+
+fn nothing(_: &Unit, _: &mut Response<'_>) {}
 
 /// In the order of feature codes, in which they are returned.
 const FEATURES: &[Feature] = &[
@@ -101,12 +59,21 @@ const FEATURES: &[Feature] = &[
         code: 0x0010,
         version: 0,
         persistent: false,
-        current: |profile| profile.is_some(),
-        data: |profile, out| {
+        current: loaded,
+        data: |unit, out| {
             out.be32(2048);
-            out.be16(profile.map_or(1, Profile::blocking));
-            out.be16(0);
+            out.be16(Profile::of(unit).map_or(1, Profile::blocking));
+            // PP: there is an error recovery page.
+            out.push(&[0x01, 0]);
         },
+    },
+    // Multi-read: any kind of CD is read.
+    Feature {
+        code: 0x001D,
+        version: 0,
+        persistent: false,
+        current: |profile| profile == Some(Profile::Cd),
+        data: nothing,
     },
     // CD read: no C2 pointers, no CD-Text.
     Feature {
@@ -134,20 +101,41 @@ const FEATURES: &[Feature] = &[
     },
     // Power management.
     Feature { code: 0x0100, version: 0, persistent: true, current: always, data: nothing },
+    // Timeout: mode page 1Dh, no group 3.
+    Feature { code: 0x0105, version: 1, persistent: true, current: always, data: |_, out| out.zeros(4) },
+    // Real-time streaming: READ BUFFER CAPACITY counts blocks, SET CD SPEED, GET PERFORMANCE type 3; no writing.
+    Feature {
+        code: 0x0107,
+        version: 4,
+        persistent: false,
+        current: loaded,
+        data: |_, out| out.push(&[0x1A, 0, 0, 0]),
+    },
+    Feature { code: 0x0108, version: 0, persistent: true, current: always, data: serial_number },
 ];
 
-fn profile_list(current: Option<Profile>, out: &mut Response<'_>) {
-    for profile in PROFILES {
+fn profile_list(unit: &Unit, out: &mut Response<'_>) {
+    let current = Profile::of(unit);
+    for profile in Profile::ALL {
         out.be16(profile.number());
         out.push(&[u8::from(current == Some(profile)), 0]);
     }
 }
 
 /// Four bytes reserved, then bit maps of readable versions per class: BD-RE, BD-R, BD-ROM (MMC-6, BD read feature).
-fn bd_read(_: Option<Profile>, out: &mut Response<'_>) {
+fn bd_read(_: &Unit, out: &mut Response<'_>) {
     out.zeros(4 + 8 + 8);
     // BD-ROM class 1, version 1.
     out.push(&[0, 0, 0, 0x02, 0, 0, 0, 0]);
+}
+
+/// Padded with spaces to a multiple of four (MMC-6, drive serial number feature).
+fn serial_number(unit: &Unit, out: &mut Response<'_>) {
+    let at = out.len();
+    out.push(unit.identity().serial().as_bytes());
+    while !out.since(at).len().is_multiple_of(4) {
+        out.byte(b' ');
+    }
 }
 
 pub(in crate::scsi) fn get_configuration(
@@ -170,7 +158,7 @@ pub(in crate::scsi) fn get_configuration(
         let flags = u8::from(feature.persistent) << 1 | u8::from((feature.current)(profile));
         let at = out.len().saturating_add(1);
         out.push(&[feature.version << 2 | flags, 0]);
-        (feature.data)(profile, out);
+        (feature.data)(unit, out);
         out.seal8(at);
     }
     out.seal32(0);

@@ -1,12 +1,13 @@
-//! What is on the disc, and READ CD.
+//! What is on the disc, and how the drive is.
 
 use crate::scsi::cdb::Cdb;
-use crate::scsi::media_op::MediaOp;
 use crate::scsi::response::Response;
-use crate::scsi::sense::{ILLEGAL_MODE_FOR_THIS_TRACK, LBA_OUT_OF_RANGE, Sense};
+use crate::scsi::sense::{LBA_OUT_OF_RANGE, Sense};
 use crate::scsi::target::Outcome;
 use crate::scsi::unit::Unit;
-use crate::units::{BlockRange, Blocks, Lba};
+
+/// The buffer that is told of: four reads of 256 KiB are under way at once.
+pub(super) const BUFFER_KIB: u16 = 1024;
 
 /// Standard disc information (MMC-6, READ DISC INFORMATION): one complete session, finished, unrestricted use.
 pub(in crate::scsi) fn read_disc_information(
@@ -34,6 +35,10 @@ pub(in crate::scsi) fn read_track_information(
 ) -> Result<Outcome, Sense> {
     let blocks = unit.ready()?.blocks.0;
     let address = cdb.be32::<2>();
+    if cdb.bit::<1>(2) {
+        // OPEN: the first open track from there on; all are complete.
+        return Err(Sense::in_cdb_bit(1, 2));
+    }
     match cdb.byte::<1>() & 0x03 {
         0 if u64::from(address) < blocks => {}
         0 => return Err(LBA_OUT_OF_RANGE),
@@ -62,25 +67,26 @@ pub(in crate::scsi) fn mechanism_status(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<8>()) })
 }
 
-/// READ CD (MMC-6) of user data, which is what READ(10) gives too; headers, error correction bytes and sub-channels
-/// are refused.
-pub(in crate::scsi) fn read_cd(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
-    // Expected sector type: any, or mode 1.
-    if !matches!(cdb.byte::<1>() >> 2 & 0x07, 0 | 2) {
-        return Err(ILLEGAL_MODE_FOR_THIS_TRACK);
+/// MMC-6, READ BUFFER CAPACITY: nothing of the buffer is taken, since nothing is written.
+pub(in crate::scsi) fn read_buffer_capacity(
+    _: &mut Unit,
+    cdb: &Cdb,
+    out: &mut Response<'_>,
+) -> Result<Outcome, Sense> {
+    let in_blocks = cdb.bit::<1>(0);
+    let len = if in_blocks { u32::from(BUFFER_KIB) / 2 } else { u32::from(BUFFER_KIB).saturating_mul(1024) };
+    out.push(&[0, 0, 0, u8::from(in_blocks)]);
+    out.be32(len);
+    out.be32(len);
+    out.seal16(0);
+    Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
+}
+
+/// MMC-6, SEEK(10): there is nothing to move, but the address must exist.
+pub(in crate::scsi) fn seek(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
+    if u64::from(cdb.be32::<2>()) < unit.ready()?.blocks.0 {
+        Ok(Outcome::Done)
+    } else {
+        Err(LBA_OUT_OF_RANGE)
     }
-    let user_data = match cdb.byte::<9>() & 0xFE {
-        0x00 => false,
-        0x10 => true,
-        _ => return Err(Sense::in_cdb(9)),
-    };
-    if cdb.byte::<10>() & 0x07 != 0 {
-        return Err(Sense::in_cdb_bit(10, 2));
-    }
-    let (start, count) = (Lba(u64::from(cdb.be32::<2>())), Blocks(u64::from(cdb.be24::<6>())));
-    let range = BlockRange::new(start, count)
-        .filter(|range| range.fits(unit.medium().map_or(Blocks(0), |medium| medium.blocks)))
-        .ok_or(LBA_OUT_OF_RANGE)?;
-    let nothing = !user_data || count == Blocks(0);
-    Ok(if nothing { Outcome::Done } else { Outcome::Media(MediaOp::Read(range)) })
 }

@@ -4,7 +4,7 @@ use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
 use crate::scsi::sense::Sense;
 use crate::scsi::target::Outcome;
-use crate::scsi::unit::{MediaEvent, Unit};
+use crate::scsi::unit::{MediaEvent, OperationalChange, PowerState, Unit};
 
 /// Notification classes that can be asked for; the lowest is the most urgent (MMC-6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,12 @@ impl Class {
     }
 
     fn has_event(self, unit: &Unit) -> bool {
-        self == Self::Media && unit.media_event.is_some()
+        match self {
+            Self::OperationalChange => unit.operational_change.is_some(),
+            Self::PowerManagement => unit.power_changed,
+            Self::Media => unit.media_event.is_some(),
+            Self::DeviceBusy => false,
+        }
     }
 }
 
@@ -69,21 +74,55 @@ pub(in crate::scsi) fn get_event_status(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
 
-/// Four bytes: the event, the state, and what belongs to the class.
+/// Four bytes: the event, the state, and what belongs to the class. An event that does not fit the allocation length is not lost
+/// (MMC-6).
 fn event(class: Class, unit: &mut Unit, allocation: u16, out: &mut Response<'_>) {
+    let fits = allocation > 4;
     match class {
-        // No change; no persistent prevention by another host; nothing changed.
-        Class::OperationalChange => out.zeros(4),
-        // No change; active.
-        Class::PowerManagement => out.push(&[0, 1, 0, 0]),
+        Class::OperationalChange => {
+            // Available; or whether removal is prevented persistently.
+            let status = if unit.prevention.persistent { 0x80 } else { 0 };
+            match if fits { unit.operational_change.take() } else { None } {
+                None => out.push(&[0, status, 0, 0]),
+                // A change has occurred, and which.
+                Some(change) => out.push(&[2, status, 0, change.code()]),
+            }
+        }
+        Class::PowerManagement => {
+            // The change succeeded.
+            let event = u8::from(fits && std::mem::take(&mut unit.power_changed));
+            out.push(&[event, unit.power.code(), 0, 0]);
+        }
         Class::Media => {
             let state = u8::from(unit.tray_open()) | u8::from(unit.medium().is_some()) << 1;
-            // An event that does not fit the allocation length is not lost (MMC-6).
-            let event = if allocation > 4 { unit.media_event.take() } else { None };
+            let event = if fits { unit.media_event.take() } else { None };
             out.push(&[event.map_or(0, MediaEvent::code), state, 0, 0]);
         }
         // No change; not busy.
         Class::DeviceBusy => out.zeros(4),
+    }
+}
+
+impl OperationalChange {
+    /// Operational change (MMC-6).
+    const fn code(self) -> u8 {
+        match self {
+            Self::Features => 1,
+            Self::Reset => 3,
+            Self::Inquiry => 5,
+        }
+    }
+}
+
+impl PowerState {
+    /// Power status (MMC-6).
+    const fn code(self) -> u8 {
+        match self {
+            Self::Active => 1,
+            Self::Idle => 2,
+            Self::Standby => 3,
+            Self::Sleep => 4,
+        }
     }
 }
 

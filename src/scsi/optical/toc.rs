@@ -1,5 +1,6 @@
 //! READ TOC/PMA/ATIP (MMC-6), formats 0 to 2.
 
+use super::msf::{Msf, write_address};
 use crate::scsi::cdb::Cdb;
 use crate::scsi::response::Response;
 use crate::scsi::sense::Sense;
@@ -8,14 +9,10 @@ use crate::scsi::unit::Unit;
 use crate::units::Lba;
 
 /// ADR 1 (position), CONTROL 4 (data track, no copy) (MMC-6, Q sub-channel).
-const ADR_CONTROL: u8 = 0x14;
+pub(super) const ADR_CONTROL: u8 = 0x14;
 
 /// Track number of the lead-out.
 const LEAD_OUT: u8 = 0xAA;
-
-/// Frames in a second, and blocks before LBA 0 (MMC-6, MSF addresses).
-const FRAMES_PER_SECOND: u64 = 75;
-const PREGAP_BLOCKS: u64 = 150;
 
 pub(in crate::scsi) fn read_toc(
     unit: &mut Unit,
@@ -40,26 +37,6 @@ pub(in crate::scsi) fn read_toc(
     Ok(Outcome::Data { allocation: u32::from(cdb.be16::<7>()) })
 }
 
-/// Minutes, seconds, frames. An address past what a byte of minutes can say (a DVD) stays at the last one.
-fn minutes_seconds_frames(lba: Lba) -> [u8; 3] {
-    let frames = lba.0.saturating_add(PREGAP_BLOCKS);
-    let seconds = frames / FRAMES_PER_SECOND;
-    let small = |value: u64| u8::try_from(value).ok();
-    match (small(seconds / 60), small(seconds % 60), small(frames % FRAMES_PER_SECOND)) {
-        (Some(minutes), Some(seconds), Some(frames)) => [minutes, seconds, frames],
-        _ => [u8::MAX, 59, 74],
-    }
-}
-
-fn address(lba: Lba, msf: bool, out: &mut Response<'_>) {
-    if msf {
-        out.byte(0);
-        out.push(&minutes_seconds_frames(lba));
-    } else {
-        out.be32(u32::try_from(lba.0).unwrap_or(u32::MAX));
-    }
-}
-
 /// Format 0: the track, unless only the lead-out is asked for, and the lead-out.
 fn tracks(lead_out: Lba, msf: bool, start: u8, out: &mut Response<'_>) -> Result<(), Sense> {
     if start > 1 && start != LEAD_OUT {
@@ -68,17 +45,17 @@ fn tracks(lead_out: Lba, msf: bool, start: u8, out: &mut Response<'_>) -> Result
     out.push(&[0, 0, 1, 1]);
     if start <= 1 {
         out.push(&[0, ADR_CONTROL, 1, 0]);
-        address(Lba(0), msf, out);
+        write_address(Lba(0), msf, out);
     }
     out.push(&[0, ADR_CONTROL, LEAD_OUT, 0]);
-    address(lead_out, msf, out);
+    write_address(lead_out, msf, out);
     Ok(())
 }
 
 /// Format 1: the first track of the last session.
 fn sessions(msf: bool, out: &mut Response<'_>) {
     out.push(&[0, 0, 1, 1, 0, ADR_CONTROL, 1, 0]);
-    address(Lba(0), msf, out);
+    write_address(Lba(0), msf, out);
 }
 
 /// Format 2: the Q sub-channel of the lead-in. Its addresses are always in minutes.
@@ -92,8 +69,8 @@ fn full(lead_out: Lba, start: u8, out: &mut Response<'_>) -> Result<(), Sense> {
         (0xA0, [1, 0, 0]),
         // Last track.
         (0xA1, [1, 0, 0]),
-        (0xA2, minutes_seconds_frames(lead_out)),
-        (0x01, minutes_seconds_frames(Lba(0))),
+        (0xA2, Msf::from(lead_out).0),
+        (0x01, Msf::from(Lba(0)).0),
     ];
     for (point, position) in points {
         out.push(&[1, ADR_CONTROL, 0, point, 0, 0, 0, 0]);

@@ -13,15 +13,19 @@ fn allocation_field(opcode: u8) -> Option<(usize, usize)> {
     Some(match opcode {
         0x03 | 0x1A => (4, 1),
         0x12 | 0x1C => (3, 2),
-        0x23 | 0x43 | 0x46 | 0x4A | 0x4D | 0x51 | 0x52 | 0x5A | 0x5E => (7, 2),
+        0x23 | 0x42..=0x44 | 0x46 | 0x4A | 0x4D | 0x51 | 0x52 | 0x5A | 0x5C | 0x5E => (7, 2),
         0x9E => (10, 4),
         0xA0 | 0xA3 => (6, 4),
-        0xBD => (8, 2),
+        0xAD | 0xBD => (8, 2),
         _ => return None,
     })
 }
 
 fn allocation(cdb: &[u8]) -> Option<usize> {
+    if let [0xAC, _, _, _, _, _, _, _, high, low, ..] = cdb {
+        // GET PERFORMANCE limits the number of descriptors, of 16 bytes each, behind a header of 8.
+        return Some(8 + 16 * usize::from(u16::from_be_bytes([*high, *low])));
+    }
     let (at, len) = allocation_field(cdb[0])?;
     Some(cdb[at..at + len].iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
 }
@@ -48,6 +52,7 @@ fn check(target: &mut Target, lun: u8, cdb: &[u8]) {
             let medium = *target.unit(lun).unwrap().medium().unwrap_or(&disc(0));
             match op {
                 MediaOp::Read(range)
+                | MediaOp::ReadSectors { range, .. }
                 | MediaOp::Write { range, .. }
                 | MediaOp::Verify(range)
                 | MediaOp::Prefetch(range) => {
@@ -73,11 +78,13 @@ fn check(target: &mut Target, lun: u8, cdb: &[u8]) {
     }
 }
 
-fn all_states() -> [Target; 4] {
-    [disk(64), optical(64), target(Kind::Disk, None), target(Kind::Optical, None)]
+/// With a disk, a CD, a DVD and a BD, and without.
+fn all_states() -> [Target; 6] {
+    let empty = |kind| target(kind, None);
+    [disk(64), optical(64), optical(400_000), optical(1 << 24), empty(Kind::Disk), empty(Kind::Optical)]
 }
 
-/// 256 opcodes × 17 lengths × three fillings × five states (the fifth: no such unit).
+/// 256 opcodes × 17 lengths × three fillings × seven states (the seventh: no such unit).
 #[test]
 fn every_opcode_cut_anywhere_ends_well() {
     for opcode in 0..=0xFF {
@@ -113,6 +120,10 @@ fn every_response_is_a_prefix_of_the_whole_one() {
                 let mut cdb = [0; 16];
                 cdb[..3].copy_from_slice(&[opcode, action, page]);
                 for (state, fresh) in all_states().into_iter().enumerate() {
+                    if opcode == 0x42 && fresh.unit(0).unwrap().kind() == Kind::Disk {
+                        // UNMAP, with a parameter list length where READ SUB-CHANNEL has this.
+                        continue;
+                    }
                     let with = |allocation: u16| {
                         let bytes = u64::from(allocation).to_be_bytes();
                         let mut cdb = cdb;

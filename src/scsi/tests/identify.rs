@@ -127,8 +127,8 @@ fn mode_values_are_current_changeable_and_default_and_never_saved() {
 fn linux_learns_that_the_drive_has_a_tray_and_a_lock() {
     let mut target = optical(64);
     let page = data(&mut target, &[0x5A, 0, 0x2A, 0, 0, 0, 0, 0, 128, 0]);
-    assert_eq!(page[..8], [0, 28, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(page[8..16], [0x2A, 20, 0x1B, 0, 0, 0, 0x29, 0]);
+    assert_eq!(page[..8], [0, 38, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(page[8..16], [0x2A, 30, 0x1B, 0, 0, 0, 0x29, 0]);
     send(&mut target, &PREVENT);
     assert_eq!(data(&mut target, &[0x5A, 0, 0x2A, 0, 0, 0, 0, 0, 128, 0])[14], 0x2B);
 }

@@ -6,6 +6,7 @@
 
 mod attention;
 mod diagnostic;
+mod disc;
 mod disk;
 mod exhaustive;
 mod identify;

@@ -97,17 +97,18 @@ fn features(bytes: &[u8]) -> Vec<(u16, bool, usize)> {
 #[test]
 fn the_profile_follows_the_size_of_the_medium() {
     for (blocks, profile, read) in [
-        (1, 0x0008, 0x1E),
-        (360_000, 0x0008, 0x1E),
-        (360_001, 0x0010, 0x1F),
-        (4_173_824, 0x0010, 0x1F),
-        (4_173_825, 0x0040, 0x40),
-        (BD, 0x0040, 0x40),
+        (1, 0x0008, &[0x1D, 0x1E][..]),
+        (360_000, 0x0008, &[0x1D, 0x1E]),
+        (360_001, 0x0010, &[0x1F]),
+        (4_173_824, 0x0010, &[0x1F]),
+        (4_173_825, 0x0040, &[0x40]),
+        (BD, 0x0040, &[0x40]),
     ] {
         let bytes = configuration(&mut optical(blocks), 1, 0);
         assert_eq!(u16::from_be_bytes([bytes[6], bytes[7]]), profile, "{blocks} blocks");
         let current: Vec<_> = features(&bytes).into_iter().map(|(code, ..)| code).collect();
-        assert_eq!(current, [0, 1, 2, 3, 0x10, read, 0x100], "{blocks} blocks");
+        let expected = [&[0, 1, 2, 3, 0x10], read, &[0x100, 0x105, 0x107, 0x108]].concat();
+        assert_eq!(current, expected, "{blocks} blocks");
     }
 }
 
@@ -121,7 +122,7 @@ fn the_configuration_of_a_dvd_is_listed_in_order() {
     assert_eq!(bytes[8..24], [0, 0, 0x03, 12, 0, 0x40, 0, 0, 0, 0x10, 1, 0, 0, 0x08, 0, 0]);
     assert_eq!(bytes[24..36], [0, 1, 0x0B, 8, 0, 0, 0, 8, 0x03, 0, 0, 0]);
     assert_eq!(bytes[44..52], [0, 3, 0x07, 4, 0x39, 0, 0, 0]);
-    assert_eq!(bytes[52..64], [0, 0x10, 0x01, 8, 0, 0, 8, 0, 0, 16, 0, 0]);
+    assert_eq!(bytes[52..64], [0, 0x10, 0x01, 8, 0, 0, 8, 0, 0, 16, 1, 0]);
     let all: Vec<_> = features(&bytes).into_iter().map(|(code, current, _)| (code, current)).collect();
     let expected = [
         (0, true),
@@ -129,12 +130,17 @@ fn the_configuration_of_a_dvd_is_listed_in_order() {
         (2, true),
         (3, true),
         (0x10, true),
+        (0x1D, false),
         (0x1E, false),
         (0x1F, true),
         (0x40, false),
         (0x100, true),
+        (0x105, true),
+        (0x107, true),
+        (0x108, true),
     ];
     assert_eq!(all, expected);
+    assert_eq!(bytes[bytes.len() - 16..], *b"\x01\x08\x03\x0C0123456789AB");
 }
 
 #[test]
@@ -143,7 +149,7 @@ fn an_empty_drive_has_no_current_profile_and_no_current_reading() {
     let bytes = configuration(&mut target, 1, 0);
     assert_eq!(bytes[6..8], [0, 0]);
     let current: Vec<_> = features(&bytes).into_iter().map(|(code, ..)| code).collect();
-    assert_eq!(current, [0, 1, 2, 3, 0x100]);
+    assert_eq!(current, [0, 1, 2, 3, 0x100, 0x105, 0x108]);
 }
 
 #[test]
@@ -151,7 +157,7 @@ fn one_feature_or_those_from_a_number_on_can_be_asked_for() {
     let mut target = optical(CD);
     assert_eq!(features(&configuration(&mut target, 2, 0x1E)), [(0x1E, true, 4)]);
     assert_eq!(configuration(&mut target, 2, 0x55), [0, 0, 0, 4, 0, 0, 0, 8], "not ours: header only");
-    assert_eq!(features(&configuration(&mut target, 0, 0x41)), [(0x100, true, 0)]);
+    assert_eq!(features(&configuration(&mut target, 0, 0x108)), [(0x108, true, 12)]);
     assert_eq!(send(&mut target, &[0x46, 3, 0, 0, 0, 0, 0, 0, 8, 0]), Answer::Check(Sense::in_cdb_bit(1, 1)));
 }
 
@@ -178,6 +184,7 @@ fn media_events_are_told_once() {
 #[test]
 fn the_most_urgent_class_with_an_event_is_told() {
     let mut target = optical(CD);
+    assert_eq!(event(&mut target, 0xFE, 8)[2..], [1, 0x56, 2, 0, 0, 1], "features have changed");
     assert_eq!(event(&mut target, 0xFE, 8)[2..5], [4, 0x56, 2], "NewMedia");
     assert_eq!(event(&mut target, 0xFE, 8)[2..], [1, 0x56, 0, 0, 0, 0], "nothing more");
     assert_eq!(event(&mut target, 0x44, 8)[2..], [2, 0x56, 0, 1, 0, 0], "power: active");
@@ -231,7 +238,7 @@ fn the_mechanism_is_idle_and_tells_of_its_door() {
 }
 
 #[test]
-fn read_cd_gives_user_data_only() {
+fn read_cd_gives_what_a_mode_1_sector_has() {
     let mut target = optical(CD);
     let ask =
         |sector_type: u8, channels, sub| [0xBE, sector_type << 2, 0, 0, 0, 5, 0, 0, 2, channels, sub, 0];
@@ -243,8 +250,44 @@ fn read_cd_gives_user_data_only() {
         assert_eq!(send(&mut target, &ask(sector_type, 0x10, 0)), expected);
     }
     assert_eq!(send(&mut target, &ask(0, 0x00, 0)), Answer::Good);
-    assert_eq!(send(&mut target, &ask(0, 0xF8, 0)), Answer::Check(Sense::in_cdb(9)));
+    for (channels, len) in [(0xF8, 2352), (0x18, 2336), (0x20, 4), (0xB0, 2064)] {
+        let Answer::Media(MediaOp::ReadSectors { range: blocks, part }) =
+            send(&mut target, &ask(2, channels, 0))
+        else {
+            panic!("{channels:02X}h");
+        };
+        assert_eq!((blocks, part.len()), (range(5, 2), len));
+    }
+    assert_eq!(send(&mut target, &ask(0, 0x28, 0)), Answer::Check(Sense::in_cdb_bit(9, 7)), "illegal");
+    assert_eq!(send(&mut target, &ask(0, 0xFA, 0)), Answer::Check(Sense::in_cdb_bit(9, 2)), "C2 errors");
     assert_eq!(send(&mut target, &ask(0, 0x10, 1)), Answer::Check(Sense::in_cdb_bit(10, 2)));
     let beyond = [0xBE, 0, 0x00, 0x05, 0x14, 0xC8, 0, 0, 1, 0x10, 0, 0];
     assert_eq!(send(&mut target, &beyond), Answer::Check(LBA_OUT_OF_RANGE));
+}
+
+#[test]
+fn read_cd_msf_names_the_same_blocks() {
+    let mut target = optical(CD);
+    let ask = |start: [u8; 3], end: [u8; 3]| [&[0xB9, 0, 0][..], &start, &end, &[0x10, 0, 0]].concat();
+    let read = |start, count| Answer::Media(MediaOp::Read(range(start, count)));
+    assert_eq!(send(&mut target, &ask([0, 2, 0], [0, 2, 1])), read(0, 1));
+    assert_eq!(send(&mut target, &ask([74, 1, 74], [74, 2, 0])), read(CD - 1, 1));
+    assert_eq!(send(&mut target, &ask([1, 0, 0], [1, 0, 0])), Answer::Good);
+    for (start, end, sense) in [
+        ([0, 1, 74], [0, 3, 0], LBA_OUT_OF_RANGE),
+        ([0, 60, 0], [2, 0, 0], LBA_OUT_OF_RANGE),
+        ([0, 2, 75], [2, 0, 0], LBA_OUT_OF_RANGE),
+        ([74, 2, 0], [74, 2, 1], LBA_OUT_OF_RANGE),
+        ([1, 0, 1], [1, 0, 0], Sense::in_cdb(3)),
+    ] {
+        assert_eq!(send(&mut target, &ask(start, end)), Answer::Check(sense), "{start:?} to {end:?}");
+    }
+}
+
+#[test]
+fn whole_sectors_are_a_matter_of_cds() {
+    let mut target = optical(DVD);
+    let ask = |channels| [0xBE, 0, 0, 0, 0, 0, 0, 0, 1, channels, 0, 0];
+    assert_eq!(send(&mut target, &ask(0x10)), Answer::Media(MediaOp::Read(range(0, 1))));
+    assert_eq!(send(&mut target, &ask(0xF8)), Answer::Check(ILLEGAL_MODE_FOR_THIS_TRACK));
 }

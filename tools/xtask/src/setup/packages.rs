@@ -14,6 +14,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("kmod", "kernel modules"),
     ("udev", "device nodes on the virtual board"),
     ("dosfstools", "mkfs.vfat, fsck.vfat"),
+    ("udftools", "mkudffs"),
     ("mtools", "reading a FAT image without mounting it"),
     ("eject", "ejecting from the host's side"),
     ("fio", "verified random reads and writes"),
