@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
