@@ -281,7 +281,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 _ => Ok(()),
             },
             MoveOp::Write => match &mut self.phase {
-                Phase::Out { data, .. } => {
+                // What is only received and dropped may meet the last writes of an abandoned command.
+                Phase::Out { data, end: OutEnd::Write(_) } => {
                     data.written(&done);
                     self.pump_out()
                 }
