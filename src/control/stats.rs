@@ -122,7 +122,7 @@ impl DriveStats {
                     name: name.map(str::to_owned),
                     commands,
                 };
-                counted.opcodes().map(stats).collect()
+                counted.opcodes(of.kind).map(stats).collect()
             }),
         }
     }
@@ -215,6 +215,7 @@ mod tests {
     use crate::control::OUTPUT_BYTES_MAX;
     use crate::drive::Statistics;
     use crate::drive::statistics::{End, Outcome, Transfer};
+    use crate::scsi::Kind;
 
     /// Every opcode, and latencies in every bucket.
     fn busiest() -> DriveStatistics {
@@ -231,7 +232,8 @@ mod tests {
             }
         }
         let name = "n".repeat(32);
-        DriveStatistics { drive: DriveIndex(u16::MAX), name, uptime: Duration::MAX, statistics }
+        let kind = Kind::Disk;
+        DriveStatistics { drive: DriveIndex(u16::MAX), name, kind, uptime: Duration::MAX, statistics }
     }
 
     #[test]

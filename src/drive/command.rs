@@ -54,6 +54,8 @@ pub struct DriveStatistics {
     pub drive: DriveIndex,
     /// Its name in the configuration.
     pub name: String,
+    /// What it is.
+    pub kind: Kind,
     /// Since its function started, when every number was zero.
     pub uptime: Duration,
     /// The numbers.

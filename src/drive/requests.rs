@@ -189,11 +189,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         (0u8..)
             .zip(&self.drives)
             .filter(|(of, _)| lun.is_none_or(|lun| lun == *of))
-            .map(|(lun, drive)| DriveStatistics {
-                drive: self.index(lun),
-                name: drive.name.clone(),
-                uptime,
-                statistics: drive.statistics.clone(),
+            .filter_map(|(lun, drive)| {
+                Some(DriveStatistics {
+                    drive: self.index(lun),
+                    name: drive.name.clone(),
+                    kind: self.target.unit(lun)?.kind(),
+                    uptime,
+                    statistics: drive.statistics.clone(),
+                })
             })
             .collect()
     }

@@ -14,7 +14,11 @@ use std::{fmt, time::Duration};
 
 use hdrhistogram::Histogram;
 
-use crate::{gadget::endpoints::Endpoints, ring::Mover, scsi};
+use crate::{
+    gadget::endpoints::Endpoints,
+    ring::Mover,
+    scsi::{self, Kind},
+};
 
 use super::function::Function;
 
@@ -199,10 +203,11 @@ impl Statistics {
         self.opcodes.iter().sum()
     }
 
-    /// Completed commands by operation code, those that there were; with the standard's name, if we know the command.
-    pub fn opcodes(&self) -> impl Iterator<Item = (u8, Option<&'static str>, u64)> {
+    /// Completed commands by operation code, those that there were; with the standard's name, if a drive of this kind
+    /// knows the command.
+    pub fn opcodes(&self, kind: Kind) -> impl Iterator<Item = (u8, Option<&'static str>, u64)> {
         let seen = (0..=u8::MAX).zip(self.opcodes).filter(|(_, commands)| *commands > 0);
-        seen.map(|(opcode, commands)| (opcode, scsi::opcode_name(opcode), commands))
+        seen.map(move |(opcode, commands)| (opcode, scsi::opcode_name(opcode, kind), commands))
     }
 
     /// Counts a command that has ended.
@@ -330,18 +335,25 @@ mod tests {
         statistics.count(completed(0x28, Transfer::Read { bytes: 1024, in_memory: Some(false) }, 10));
         statistics.count(completed(0x28, Transfer::Read { bytes: 5, in_memory: None }, 10));
         statistics.count(completed(0x2a, Transfer::Write { bytes: 4096 }, 10));
+        statistics.count(completed(0x42, Transfer::None, 10));
         statistics.count(completed(0xff, Transfer::None, 10));
         statistics.count(End::Aborted);
         assert_eq!((statistics.bytes_read, statistics.bytes_written), (1541, 4096));
         assert_eq!((statistics.reads_from_memory, statistics.reads_from_storage), (1, 1));
         let [read, write, other] =
             [&statistics.read, &statistics.write, &statistics.other].map(Latency::commands);
-        assert_eq!((read, write, other, statistics.aborted), (3, 1, 1, 1));
+        assert_eq!((read, write, other, statistics.aborted), (3, 1, 2, 1));
         assert_eq!(
-            statistics.opcodes().collect::<Vec<_>>(),
-            [(0x28, Some("READ(10)"), 3), (0x2a, Some("WRITE(10)"), 1), (0xff, None, 1)]
+            statistics.opcodes(Kind::Disk).collect::<Vec<_>>(),
+            [
+                (0x28, Some("READ(10)"), 3),
+                (0x2a, Some("WRITE(10)"), 1),
+                (0x42, Some("UNMAP"), 1),
+                (0xff, None, 1)
+            ]
         );
-        assert_eq!(statistics.commands(), 5, "an aborted command is none of the completed");
+        assert!(statistics.opcodes(Kind::Optical).any(|of| of == (0x42, Some("READ SUB-CHANNEL"), 1)));
+        assert_eq!(statistics.commands(), 6, "an aborted command is none of the completed");
     }
 
     #[test]

@@ -309,9 +309,9 @@ pub(super) fn find(cdb: &Cdb, kind: Option<Kind>) -> Result<&'static Opcode, Sen
     Err(refusal)
 }
 
-/// The standard's name of the commands with this operation code, of whatever kind of unit; of several the first.
-pub fn opcode_name(opcode: u8) -> Option<&'static str> {
-    TABLE.iter().find(|row| row.opcode == opcode).map(|row| row.name)
+/// The standard's name of the commands with this operation code, of units of a kind; of several the first.
+pub fn opcode_name(opcode: u8, kind: Kind) -> Option<&'static str> {
+    of_kind(kind).find(|row| row.opcode == opcode).map(|row| row.name)
 }
 
 /// The standard's name of the command in `cdb`, for messages.

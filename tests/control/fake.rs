@@ -232,6 +232,7 @@ impl Drives {
         let told = asked.map(|(state, statistics)| DriveStatistics {
             drive: state.drive,
             name: state.name.clone(),
+            kind: state.kind,
             uptime: self.uptime,
             statistics: statistics.clone(),
         });

@@ -50,9 +50,10 @@ pub enum Became {
 }
 
 impl Counts {
-    fn of(statistics: &Statistics) -> Self {
+    fn of(drive: &DriveStatistics) -> Self {
+        let statistics = &drive.statistics;
         Self {
-            opcodes: statistics.opcodes().map(|(opcode, _, commands)| (opcode, commands)).collect(),
+            opcodes: statistics.opcodes(drive.kind).map(|(opcode, _, commands)| (opcode, commands)).collect(),
             bytes_read: statistics.bytes_read,
             bytes_written: statistics.bytes_written,
             check_conditions: statistics.check_conditions,
@@ -99,7 +100,7 @@ impl Counted {
 
     /// Compares with what the drive says; says what became of the command that was broken off before, if one was.
     pub fn check(&mut self, now: Nanos, drive: &DriveStatistics) -> Result<Option<Became>, String> {
-        let told = Counts::of(&drive.statistics);
+        let told = Counts::of(drive);
         let became = match self.unsure.take() {
             Some(command) => Some(self.resolve(&told, &command)?),
             None => None,
