@@ -188,17 +188,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     Phase::Out { data: DataOut::new(receive, keep, sink), end: OutEnd::Write(pending) };
                 self.pump_out()
             }
-            (MediaOp::Flush | MediaOp::Unload, ..) => {
-                let unload = matches!(op, MediaOp::Unload);
-                let (lost, file) = (loaded.lost, loaded.unstored_file());
-                self.phase = Phase::Sync { pending, unload };
-                match file {
-                    _ if lost => self.synced(sync_tag(lun), Err(io::Error::from_raw_os_error(libc::EIO))),
-                    Some(file) if self.mover.sync(&file, sync_tag(lun)) => Ok(()),
-                    Some(_) => self.synced(sync_tag(lun), Err(io::ErrorKind::ResourceBusy.into())),
-                    None => self.synced(sync_tag(lun), Ok(0)),
-                }
-            }
+            (MediaOp::Flush | MediaOp::Unload, ..) => self.start_sync(op == MediaOp::Unload, pending),
             (
                 MediaOp::Compound(_) | MediaOp::FlushSoon | MediaOp::Prefetch(_) | MediaOp::LbaStatus { .. },
                 ..,
@@ -206,6 +196,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             (MediaOp::Load | MediaOp::Read(_) | MediaOp::Verify(_) | MediaOp::Write { .. }, ..) => {
                 self.complete(pending, Err(sense::LBA_OUT_OF_RANGE))
             }
+        }
+    }
+
+    fn start_sync(&mut self, unload: bool, pending: Pending) -> Result<(), PipeError> {
+        let lun = self.open.lun;
+        let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
+        let (lost, file) = loaded.map_or((false, None), |loaded| (loaded.lost, loaded.unstored_file()));
+        self.phase = Phase::Sync { pending, unload };
+        match file {
+            _ if lost => self.synced(sync_tag(lun), Err(io::Error::from_raw_os_error(libc::EIO))),
+            Some(file) if self.mover.sync(&file, sync_tag(lun)) => Ok(()),
+            Some(_) => self.synced(sync_tag(lun), Err(io::ErrorKind::ResourceBusy.into())),
+            None => self.synced(sync_tag(lun), Ok(0)),
         }
     }
 
