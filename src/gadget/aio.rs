@@ -272,7 +272,9 @@ impl Endpoints for AioEngine {
         self.end(unstaged, TransferError::Cancelled);
         // Newest first: if the oldest went first, the controller would start the one behind it.
         for &index in self.order[side(pipe)].iter().rev() {
-            if self.slots[index].as_ref().is_some_and(|slot| slot.state == State::InKernel) {
+            if let Some(slot) = self.slots[index].as_mut().filter(|slot| slot.state == State::InKernel) {
+                // A piece that is done all the same is the last.
+                slot.len = slot.moved + slot.piece;
                 self.context.cancel(&self.iocbs[index]);
             }
         }
