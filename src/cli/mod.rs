@@ -238,12 +238,16 @@ fn version(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
+/// The signals that ask us to end, which from now on wait to be taken.
+fn blocked_ends() -> Result<SigSet, Failure> {
+    let ends = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    ends.thread_block().map_err(Failure::Wait)?;
+    Ok(ends)
+}
+
 /// Prints events until the daemon ends, or a signal asks us to.
 fn follow(arguments: &Arguments, events: &[String]) -> Result<(), Failure> {
-    let mut ends = SigSet::empty();
-    ends.add(Signal::SIGINT);
-    ends.add(Signal::SIGTERM);
-    ends.thread_block().map_err(Failure::Wait)?;
+    let ends = blocked_ends()?;
     let signals = SignalFd::with_flags(&ends, SfdFlags::SFD_CLOEXEC).map_err(Failure::Wait)?;
     let mut client = connect(arguments)?;
     let params = if events.is_empty() { json!({}) } else { json!({"events": events}) };

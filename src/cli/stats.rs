@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -97,10 +96,7 @@ fn wait(client: &Client, interval: Duration) -> Result<bool, Failure> {
 
 /// Ends the program well at SIGINT and SIGTERM, also while it waits for a daemon that does not answer.
 fn end_on_signals() -> Result<(), Failure> {
-    let mut ends = SigSet::empty();
-    ends.add(Signal::SIGINT);
-    ends.add(Signal::SIGTERM);
-    ends.thread_block().map_err(Failure::Wait)?;
+    let ends = super::blocked_ends()?;
     let waiter = thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if ends.wait().is_ok() {
             process::exit(0);

@@ -262,7 +262,8 @@ impl DataIn {
     }
 }
 
-fn read_now(
+/// Reads `len` bytes into the start of `buf`, if they are at hand.
+pub(super) fn read_now(
     medium: &dyn Medium,
     mover: &mut impl Mover,
     file: &Arc<File>,

@@ -169,8 +169,8 @@ pub struct Function<E, M> {
 }
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
-    /// A function that waits for its host. `mover` is made from the pools, so that it can register them; `clock` is for the
-    /// statistics alone.
+    /// A function that waits for its host. `mover` is made from the pools, so that it can register them; `clock` times
+    /// commands, and how long what was brought ahead is kept.
     ///
     /// # Errors
     /// When the buffers cannot be mapped, or `mover` fails.

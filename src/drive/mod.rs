@@ -1,6 +1,6 @@
 //! One USB function at work: joins the transport, the command set, the image and the kernel.
 //!
-//! [`function::Function`] is the state machine. It knows no thread, and of time only the clock that its statistics are given: it is
+//! [`function::Function`] is the state machine. It knows no thread, and of time only the clock that it is given: it is
 //! told what happened (an endpoint request is done, an image operation is done, the bus changed, somebody asks for something) and
 //! queues what follows. [`thread`] tells it from one io_uring loop; the simulation and the benches tell it from a model host.
 //!

@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, Medium as _, Residence},
-    ring::{Moved, Mover, OpTag, Wait, pool::Buf},
+    media::{Extent, Medium as _},
+    ring::{Moved, Mover, OpTag, pool::Buf},
     units::{ByteLen, ByteRange},
 };
 
 use super::{
-    data_in::FIRST_CHUNK,
+    data_in::{FIRST_CHUNK, read_now},
     function::{Function, Phase},
     pipes::DATA_LEN,
 };
@@ -161,20 +161,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let Extent::File { file, offset, len } = loaded.image.map(range) else { return };
         let Some(mut buf) = self.pipes.data().filter(|_| len == range.len()) else { return };
-        let wait = match loaded.image.residence() {
-            Residence::Memory => Some(Wait::ForMemory),
-            Residence::Local => Some(Wait::Never),
-            Residence::Remote => None,
-        };
+        // Past the count: no command has asked for it yet.
         let mover = self.mover.inner();
-        let bytes = len.to_usize();
-        let is_here = wait.is_some_and(|wait| {
-            buf.get_mut(..bytes).is_some_and(|to| mover.read_now(&file, offset, to, wait))
-        });
+        let is_here = read_now(&loaded.image, mover, &file, offset, &mut buf, len);
         loaded.slow = !is_here;
         if is_here {
             self.prefetch = Prefetch::Ready { what, buf, since: (self.clock)() };
-        } else if mover.read(&file, offset, buf, bytes, PREFETCH).is_ok() {
+        } else if mover.read(&file, offset, buf, len.to_usize(), PREFETCH).is_ok() {
             self.prefetch = Prefetch::Reading(what);
         }
     }

@@ -33,7 +33,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
-    engine::{EndpointFiles, PIECE_MIN, REQUESTS_MAX, transfer_error},
+    engine::{EndpointFiles, REQUESTS_MAX, smaller_piece, transfer_error},
 };
 use crate::ring::pool::Buf;
 use kernel::{Command, Context, Iocb};
@@ -204,12 +204,10 @@ impl AioEngine {
         let mut behind = self.order[side(pipe)].iter().skip_while(|other| **other != index).skip(1);
         let is_staged =
             |other: &usize| self.slots[*other].as_ref().is_none_or(|slot| slot.state == State::Staged);
-        if piece <= PIECE_MIN || !behind.all(is_staged) {
+        let Some(smaller) = behind.all(is_staged).then(|| smaller_piece(piece)).flatten() else {
             return false;
-        }
-        self.piece_max = (piece / 2).next_multiple_of(PIECE_MIN);
-        let piece = self.piece_max;
-        tracing::warn!(piece, "the kernel lacks memory for endpoint requests; using smaller ones");
+        };
+        self.piece_max = smaller;
         true
     }
 
@@ -274,7 +272,9 @@ impl Endpoints for AioEngine {
         self.end(unstaged, TransferError::Cancelled);
         // Newest first: if the oldest went first, the controller would start the one behind it.
         for &index in self.order[side(pipe)].iter().rev() {
-            if self.slots[index].as_ref().is_some_and(|slot| slot.state == State::InKernel) {
+            if let Some(slot) = self.slots[index].as_mut().filter(|slot| slot.state == State::InKernel) {
+                // A piece that is done all the same is the last.
+                slot.len = slot.moved + slot.piece;
                 self.context.cancel(&self.iocbs[index]);
             }
         }

@@ -20,7 +20,14 @@ use crate::{ring::pool::Buf, schedule::Schedule};
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// The smallest piece of a request that lack of kernel memory makes us fall back to: one page.
-pub(super) const PIECE_MIN: usize = 4096;
+const PIECE_MIN: usize = 4096;
+
+/// The kernel has no memory for a piece of this size: that of the next ones, unless none is smaller.
+pub(super) fn smaller_piece(piece: usize) -> Option<usize> {
+    let smaller = (piece > PIECE_MIN).then(|| (piece / 2).next_multiple_of(PIECE_MIN))?;
+    tracing::warn!(smaller, "the kernel lacks memory for endpoint requests; using smaller ones");
+    Some(smaller)
+}
 
 /// How a function's endpoints are driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]

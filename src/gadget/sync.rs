@@ -25,7 +25,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
-    engine::{EndpointFiles, PIECE_MIN, REQUESTS_MAX, transfer_error},
+    engine::{EndpointFiles, REQUESTS_MAX, smaller_piece, transfer_error},
     interrupt,
 };
 use crate::{ring::pool::Buf, schedule::Schedule};
@@ -218,14 +218,10 @@ fn transfer(
                     return Ok(moved);
                 }
             }
-            Err(nix::Error::ENOMEM) if piece > PIECE_MIN => {
-                *piece_max = (piece / 2).next_multiple_of(PIECE_MIN);
-                tracing::warn!(
-                    piece_max,
-                    "the kernel lacks memory for endpoint requests; using smaller ones"
-                );
-            }
-            Err(errno) => return Err(transfer_error(errno as i32)),
+            Err(errno) => match (errno == nix::Error::ENOMEM).then(|| smaller_piece(piece)).flatten() {
+                Some(smaller) => *piece_max = smaller,
+                None => return Err(transfer_error(errno as i32)),
+            },
         }
     }
 }

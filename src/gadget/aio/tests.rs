@@ -123,6 +123,22 @@ fn a_refused_request_takes_those_behind_it_on_its_pipe_along_and_leaves_the_othe
 }
 
 #[test]
+fn pieces_of_a_request_are_one_request_and_nothing_goes_between_them() {
+    let (mut engine, mut host_in, mut host_out, pool) = over_pipes();
+    engine.piece_max = 4;
+    host_out.write_all(b"0123456789").unwrap();
+    engine.send(filled(&pool, b"0123456789"), 10, Tag(1), Wake::Later).unwrap();
+    engine.send(filled(&pool, b"csw"), 3, Tag(2), Wake::Later).unwrap();
+    engine.receive(pool.take().unwrap(), 16, Tag(3)).unwrap();
+    engine.flush();
+    assert_eq!(all(&mut engine), [(Pipe::In, 1, Ok(10)), (Pipe::In, 2, Ok(3)), (Pipe::Out, 3, Ok(10))]);
+    let mut seen = [0; 16];
+    assert_eq!(host_in.read(&mut seen).unwrap(), 13);
+    assert_eq!(&seen[..13], b"0123456789csw");
+    assert_eq!(pool.available(), pool.count());
+}
+
+#[test]
 fn cancelling_gives_back_what_was_not_flushed() {
     let (mut engine, mut host_in, _host_out, pool) = over_pipes();
     engine.send(filled(&pool, b"x"), 1, Tag(1), Wake::Now).unwrap();
