@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
-use crate::{bot::StallPolicy, gadget::Speed, media::Image, scsi::Kind, units::BlockSize};
+use crate::{bot::StallPolicy, gadget::Speed, media::Medium, scsi::Kind, units::BlockSize};
 
 use super::statistics::Statistics;
 
@@ -268,7 +268,7 @@ pub enum Request {
         /// Which drive.
         lun: u8,
         /// The image, opened with the access and the block size that the drive needs.
-        image: Box<Image>,
+        image: Box<dyn Medium>,
         /// Answered when the host can see it.
         reply: ReplyTo<Result<ImageState, Refusal>>,
     },

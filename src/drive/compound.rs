@@ -442,7 +442,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let medium = self.target.unit(lun).and_then(scsi::Unit::medium);
         let ended = match (loaded, medium) {
             (Some(loaded), Some(medium)) => {
-                data.pump(&loaded.image, medium, &mut self.mover, &mut self.pipes)?
+                data.pump(&*loaded.image, medium, &mut self.mover, &mut self.pipes)?
             }
             _ => Some(Err(Failure::Fault { kind: FaultKind::Gone, way: Way::Read, lba: None })),
         };

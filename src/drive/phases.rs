@@ -15,7 +15,7 @@ use std::io;
 use crate::{
     bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
-    media::{Allocation, FaultKind, Medium as _},
+    media::{Allocation, FaultKind},
     ring::{Mover, OpTag, pool::Buf},
     scsi::{Compound, ListReply, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
     units::{BlockRange, Blocks, ByteLen, ByteRange, Lba},
@@ -271,7 +271,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::In { data, .. } = &mut self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.pipes)?,
+            Some(loaded) => data.pump(&*loaded.image, &mut self.mover, &mut self.pipes)?,
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {
@@ -316,7 +316,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
         let Phase::Out { data, .. } = &mut self.phase else { return self.compound_received(done) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
-        let medium = loaded.map(|loaded| &loaded.image as _);
+        let medium = loaded.map(|loaded| &*loaded.image);
         data.received(done, medium, &mut self.mover, &mut self.pipes);
         self.pump_out()
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, Medium as _},
+    media::Extent,
     ring::{Moved, Mover, OpTag, pool::Buf},
     units::{ByteLen, ByteRange},
 };
@@ -163,7 +163,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(mut buf) = self.pipes.data().filter(|_| len == range.len()) else { return };
         // Past the count: no command has asked for it yet.
         let mover = self.mover.inner();
-        let is_here = read_now(&loaded.image, mover, &file, offset, &mut buf, len);
+        let is_here = read_now(&*loaded.image, mover, &file, offset, &mut buf, len);
         loaded.slow = !is_here;
         if is_here {
             self.prefetch = Prefetch::Ready { what, buf, since: (self.clock)() };

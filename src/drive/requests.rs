@@ -11,7 +11,7 @@ use std::{fs::File, io, sync::Arc, thread};
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, Image, Medium as _, Residence},
+    media::{Extent, Medium, Residence},
     ring::{Mover, OpTag},
     scsi::{self, Kind},
     units::{BlockSize, ByteLen, ByteRange},
@@ -36,7 +36,7 @@ const PREFETCH_MAX: ByteLen = ByteLen(1024 * 1024);
 /// An image in a drive.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) image: Image,
+    pub(super) image: Box<dyn Medium>,
     /// The host has read from it.
     pub(super) first_read: bool,
     /// Something was written since the last sync.
@@ -94,13 +94,9 @@ impl Loaded {
         }
     }
 
-    fn name(&self) -> String {
-        self.image.name().to_string_lossy().into_owned()
-    }
-
     pub(super) fn state(&self) -> ImageState {
         ImageState {
-            name: self.name(),
+            name: self.image.name(),
             bytes: self.image.stored().0,
             rw: self.image.writable(),
             first_read: self.first_read,
@@ -109,7 +105,7 @@ impl Loaded {
 }
 
 /// Closing a file gives its lock back, for which a server is asked that may never answer.
-fn close(image: Image) {
+fn close(image: Box<dyn Medium>) {
     if image.residence() == Residence::Remote {
         // Without a thread it is closed here and now.
         let _ = thread::Builder::new().name("close".into()).spawn(move || drop(image));
@@ -153,7 +149,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         while self.quiet() && !self.stopped {
             match self.waiting.pop_front() {
                 None | Some(Request::State { .. } | Request::Stats { .. }) => return,
-                Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, *image)),
+                Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, image)),
                 Some(Request::Eject { lun, force, reply }) => self.eject(lun, force, reply),
                 Some(Request::Set { lun, setting, reply }) => reply.send(self.set(lun, setting)),
                 Some(Request::Stop { reply }) => self.stop(0, None, reply),
@@ -201,11 +197,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             .collect()
     }
 
-    fn insert(&mut self, lun: u8, image: Image) -> Result<ImageState, Refusal> {
+    fn insert(&mut self, lun: u8, image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
         let kind = self.target.unit(lun).map(scsi::Unit::kind).ok_or(Refusal::NoDrive)?;
         let drive = self.drive_mut(lun).ok_or(Refusal::NoDrive)?;
         if let Some(loaded) = &drive.loaded {
-            return Err(Refusal::Occupied(loaded.name()));
+            return Err(Refusal::Occupied(loaded.image.name()));
         }
         if image.block_size() != block_size(kind, drive.block_size) {
             return Err(Refusal::KindChanged);
@@ -257,7 +253,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
             None => {
                 let drives = self.drives.iter().filter_map(|drive| drive.loaded.as_ref());
-                let earlier = || drives.filter(|loaded| loaded.lost).map(Loaded::name).next();
+                let earlier = || drives.filter(|loaded| loaded.lost).map(|loaded| loaded.image.name()).next();
                 let lost =
                     lost.or_else(|| earlier().map(|name| format!("an earlier sync of {name:?} failed")));
                 self.stopped = true;
@@ -319,7 +315,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
         self.prefetch.discard();
         let loaded = self.drive_mut(lun)?.loaded.take()?;
-        let name = loaded.name();
+        let name = loaded.image.name();
         close(loaded.image);
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
@@ -379,7 +375,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
             loaded.lost = true;
-            tracing::error!(image = loaded.name(), %error, "what the host wrote could not be stored and may be lost");
+            tracing::error!(image = loaded.image.name(), %error, "what the host wrote could not be stored and may be lost");
         }
     }
 

@@ -246,7 +246,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::Sectors { data, .. } = &mut self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&loaded.image, &mut self.mover, &mut self.pipes)?,
+            Some(loaded) => data.pump(&*loaded.image, &mut self.mover, &mut self.pipes)?,
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {

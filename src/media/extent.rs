@@ -1,9 +1,9 @@
 //! The seam between an image and the drive loop.
 
-use std::{fs::File, sync::Arc};
+use std::{fmt, fs::File, sync::Arc};
 
 use super::FaultKind;
-use crate::units::{ByteLen, ByteOffset, ByteRange};
+use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
 #[derive(Clone, Debug)]
@@ -53,9 +53,20 @@ pub enum Residence {
 
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations
 /// answer from memory, and neither block nor allocate.
-pub trait Medium: Send {
+pub trait Medium: fmt::Debug + Send {
+    /// What people call it: a path, or the name that came with a descriptor.
+    fn name(&self) -> String;
+
+    /// The blocks that it was measured in.
+    fn block_size(&self) -> BlockSize;
+
     /// Length in bytes; whole blocks.
     fn len(&self) -> ByteLen;
+
+    /// Bytes that are really stored; [`Medium::len`] fills up the last block.
+    fn stored(&self) -> ByteLen {
+        self.len()
+    }
 
     /// Whether there is nothing in it. Media are never empty; an empty drive has no medium.
     fn is_empty(&self) -> bool {

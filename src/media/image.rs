@@ -153,24 +153,9 @@ impl Image {
         Ok(Self { file, name, access, stored, len, identity, locked, block_size, residence, thin })
     }
 
-    /// As it was named to us.
-    pub fn name(&self) -> &Path {
-        &self.name
-    }
-
     /// What it was opened for.
     pub fn access(&self) -> Access {
         self.access
-    }
-
-    /// Bytes that the file really has; [`Medium::len`] fills up the last block.
-    pub fn stored(&self) -> ByteLen {
-        self.stored
-    }
-
-    /// The blocks that it was measured in.
-    pub fn block_size(&self) -> BlockSize {
-        self.block_size
     }
 
     /// What the file was when it was opened.
@@ -193,6 +178,18 @@ impl Image {
 }
 
 impl Medium for Image {
+    fn name(&self) -> String {
+        self.name.to_string_lossy().into_owned()
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    fn stored(&self) -> ByteLen {
+        self.stored
+    }
+
     fn len(&self) -> ByteLen {
         self.len
     }

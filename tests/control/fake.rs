@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Access, Image};
+use ringdrive::media::Medium;
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -218,7 +218,7 @@ impl Drives {
         match request {
             Request::State { reply } => reply.send(self.states.clone()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
-            Request::Insert { lun, image, reply } => reply.send(self.insert(lun, &image)),
+            Request::Insert { lun, image, reply } => reply.send(self.insert(lun, &*image)),
             Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
             Request::Stop { .. } => unreachable!("handled by the loop"),
@@ -239,7 +239,7 @@ impl Drives {
         told.collect()
     }
 
-    fn insert(&mut self, lun: u8, image: &Image) -> Result<ImageState, Refusal> {
+    fn insert(&mut self, lun: u8, image: &dyn Medium) -> Result<ImageState, Refusal> {
         let state = &mut self.states[usize::from(lun)];
         if let Some(held) = &state.image {
             return Err(Refusal::Occupied(held.name.clone()));
@@ -301,13 +301,8 @@ fn counted() -> Statistics {
 }
 
 /// What the drive reports of an image that it was given.
-fn image_state(image: &Image) -> ImageState {
-    ImageState {
-        name: image.name().to_str().unwrap().to_owned(),
-        bytes: image.stored().0,
-        rw: image.access() == Access::ReadWrite,
-        first_read: false,
-    }
+fn image_state(image: &dyn Medium) -> ImageState {
+    ImageState { name: image.name(), bytes: image.stored().0, rw: image.writable(), first_read: false }
 }
 
 /// A client of plain bytes, to say what no decent client would.
