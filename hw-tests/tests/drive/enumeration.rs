@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use hw_tests::board::Board;
-use hw_tests::host::Caching;
 use hw_tests::image;
 use hw_tests::rig::{Backend, Drive, Rig, Setup, Stall};
 use hw_tests::usbmon::{Traffic, Usbmon};

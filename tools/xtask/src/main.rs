@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::BenchCompare(args) => bench::compare(&args),
         Command::BenchOnBoard(args) => bench::on_this_board(&args),
-        Command::Firmware(args) => firmware::run(args),
+        Command::Firmware(args) => firmware::run(&args),
         Command::FirmwareOnBoard(args) => firmware::on_this_board(&args),
         Command::Instructions(args) => instructions::run(args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(args),

@@ -47,7 +47,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 report.step(&format!("board, {} speed: {name}", speed.name()), || on_board(path, speed));
             }
         }
-        report.step("firmware boots", || firmware::run(firmware::Args::short()).map(drop));
+        report.step("firmware boots", || firmware::run(&firmware::Args::short()).map(drop));
         report.step("speed against the kept table", || bench::run(&bench::Args::against_kept()).map(drop));
     }
     if args.quick {

@@ -2,17 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use xshell::{Shell, cmd};
 
-use super::plan::{self, Combination, Drives, Medium};
+use super::plan::{Combination, Drives, Medium};
 use super::{OnBoardArgs, PORT, READY, image};
 use crate::daemon::Daemon;
 use crate::vm::Speed;
@@ -34,7 +34,7 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     for medium in [Medium::Cd, Medium::Flash] {
         fs::copy(image::path(&args.images, medium), image::path(&dir, medium))?;
     }
-    for (number, combination) in plan::combinations(args.speed, args.full).iter().enumerate() {
+    for (number, combination) in args.choice.combinations(args.speed).iter().enumerate() {
         serve(&dir, combination, args.speed, number).with_context(|| combination.to_string())?;
     }
     Ok(ExitCode::SUCCESS)
@@ -66,8 +66,8 @@ fn serve(dir: &Path, combination: &Combination, speed: Speed, number: usize) -> 
 /// Carries bytes both ways until the other machine has ended.
 fn relay(port: &File, tcp: &TcpStream) -> Result<()> {
     let (mut to_port, mut from_tcp) = (port.try_clone()?, tcp.try_clone()?);
-    // What usbredirect says first waits in here until the other machine is there. The end of the connection ends the thread.
-    let up = thread::spawn(move || io::copy(&mut from_tcp, &mut to_port).map(drop));
+    // Never awaited: a write to a port waits for somebody at its other end, at the beginning, and for ever at the end.
+    thread::spawn(move || io::copy(&mut from_tcp, &mut to_port));
     let (mut port, mut tcp) = (port, tcp);
     let mut buffer = vec![0; 64 * 1024];
     // A port to which nobody is connected reads as ended: until the first bytes come, that is not the end.
@@ -79,11 +79,7 @@ fn relay(port: &File, tcp: &TcpStream) -> Result<()> {
         tcp.write_all(buffer.get(..read).unwrap_or_default())?;
         read = port.read(&mut buffer)?;
     }
-    tcp.shutdown(Shutdown::Both)?;
-    match up.join() {
-        Ok(_) => Ok(()),
-        Err(_) => bail!("the relay's thread panicked"),
-    }
+    Ok(())
 }
 
 /// A running usbredirect; killed when dropped.

@@ -25,6 +25,12 @@ const BOOTED: Duration = Duration::from_secs(150);
 /// Firmware, as Debian's packages have it. OVMF wants a writable copy of its variables.
 const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
 
+/// What SeaBIOS logs when it is done with the machine and looks for something to boot.
+const BOOTS: &str = "enter handle_19";
+
+/// Of the firmware's log, in an error.
+const LAST_LINES: usize = 30;
+
 /// A VGA card's text memory, as the processor sees it.
 const TEXT_AT: u32 = 0xb_8000;
 
@@ -51,6 +57,7 @@ impl Machine<'_> {
         fs::create_dir(dir)?;
         let mut machine = Machine::start(combination, socket, images, dir)?;
         machine.plugged()?;
+        machine.posted()?;
         machine.before_reset = machine.serial().len();
         machine.qmp.command("system_reset", &json!({}))?;
         let started = Instant::now();
@@ -74,6 +81,9 @@ impl Machine<'_> {
         qemu.args(["-nodefaults", "-display", "none", "-vga", "std", "-m", "256"]);
         qemu.arg("-qmp").arg(with_path("unix:", &control, ",server=on,wait=off"));
         qemu.arg("-serial").arg(with_path("file:", &serial_file(dir), ""));
+        // SeaBIOS tells there what it does.
+        qemu.arg("-chardev").arg(with_path("file,id=log,path=", &log_file(dir), ""));
+        qemu.args(["-device", "isa-debugcon,iobase=0x402,chardev=log"]);
         if combination.firmware == Firmware::Ovmf {
             let variables = dir.join("variables");
             fs::copy(OVMF[1], &variables).with_context(|| format!("cannot copy {}", OVMF[1]))?;
@@ -118,6 +128,14 @@ impl Machine<'_> {
         })
     }
 
+    /// Waits until SeaBIOS begins to boot: reset while it moves itself around in memory, it may hang.
+    fn posted(&self) -> Result<()> {
+        if self.firmware == Firmware::Ovmf {
+            return Ok(());
+        }
+        wait_for("SeaBIOS to come to booting", PLUGGED, || Ok(self.log().contains(BOOTS).then_some(())))
+    }
+
     /// Whether what was inserted runs.
     fn shows(&mut self, combination: &Combination) -> Result<bool> {
         match (combination.firmware, combination.medium) {
@@ -148,9 +166,20 @@ impl Machine<'_> {
         String::from_utf8_lossy(bytes.get(self.before_reset..).unwrap_or_default()).into_owned()
     }
 
+    fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(log_file(self.dir)).unwrap_or_default()).into_owned()
+    }
+
     fn last_words(&mut self) -> String {
         let screen = self.screen().unwrap_or_else(|error| format!("cannot be read: {error:#}"));
-        format!("the serial port:\n{}\nthe screen:\n{}\n", self.serial().trim(), screen.trim())
+        let log = self.log();
+        let log: Vec<&str> = log.lines().rev().take(LAST_LINES).collect();
+        let log = log.into_iter().rev().collect::<Vec<_>>().join("\n");
+        format!(
+            "the firmware's log:\n{log}\nthe serial port:\n{}\nthe screen:\n{}\n",
+            self.serial().trim(),
+            screen.trim()
+        )
     }
 }
 
@@ -166,6 +195,10 @@ fn end(child: &mut Child) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
     let _ = child.wait();
+}
+
+fn log_file(dir: &Path) -> PathBuf {
+    dir.join("log")
 }
 
 fn serial_file(dir: &Path) -> PathBuf {

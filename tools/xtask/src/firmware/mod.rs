@@ -48,17 +48,42 @@ const SERVED: Duration = Duration::from_secs(60);
 const LIMIT_SECONDS: u64 = 3600;
 
 /// The flags of `cargo xtask firmware`.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    choice: Choice,
+}
+
+/// Which combinations.
+#[derive(Clone, Debug, Default, clap::Args)]
+struct Choice {
     /// All combinations, at both speeds of the board, instead of a few
     #[arg(long)]
     full: bool,
+    /// Only those in whose line of the table this stands, as `OVMF, xHCI`; of all
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+impl Choice {
+    fn combinations(&self, speed: Speed) -> Vec<Combination> {
+        let mut plan = plan::combinations(speed, self.full || self.only.is_some());
+        plan.retain(|boot| self.only.as_ref().is_none_or(|only| boot.to_string().contains(only)));
+        plan
+    }
+
+    /// As on the command line.
+    fn flags(&self) -> Vec<OsString> {
+        let mut flags: Vec<OsString> = self.full.then(|| "--full".into()).into_iter().collect();
+        flags.extend(self.only.as_ref().into_iter().flat_map(|only| ["--only".into(), only.into()]));
+        flags
+    }
 }
 
 impl Args {
     /// The short form, as CI does it.
     pub(crate) fn short() -> Self {
-        Self { full: false }
+        Self { choice: Choice::default() }
     }
 }
 
@@ -67,8 +92,8 @@ impl Args {
 pub(crate) struct OnBoardArgs {
     #[arg(long, value_enum)]
     speed: Speed,
-    #[arg(long)]
-    full: bool,
+    #[command(flatten)]
+    choice: Choice,
     /// Where the images are
     #[arg(long)]
     images: PathBuf,
@@ -78,7 +103,7 @@ pub(crate) struct OnBoardArgs {
 type Row = (Speed, Combination, Result<Duration>);
 
 /// `cargo xtask firmware`.
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let started = Instant::now();
     setup::board(Link::Stock)?;
     let iso = setup::memtest_iso()?;
@@ -92,7 +117,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let images = Images::make(&shell, dir.path(), &iso)?;
     let mut rows: Vec<Row> = Vec::new();
     for speed in [Speed::High, Speed::Super] {
-        let plan = plan::combinations(speed, args.full);
+        let plan = args.choice.combinations(speed);
         if !plan.is_empty() {
             rows.extend(on_board(args, speed, &plan, &images, dir.path())?);
         }
@@ -111,13 +136,19 @@ pub(crate) fn on_this_board(args: &OnBoardArgs) -> Result<ExitCode> {
 }
 
 /// Boots a board and, one after the other, a machine for each combination.
-fn on_board(args: Args, speed: Speed, plan: &[Combination], images: &Images, dir: &Path) -> Result<Vec<Row>> {
+fn on_board(
+    args: &Args,
+    speed: Speed,
+    plan: &[Combination],
+    images: &Images,
+    dir: &Path,
+) -> Result<Vec<Row>> {
     eprintln!("booting the virtual board, {} speed", speed.name());
     let itself = env::current_exe().context("cannot tell where this program is")?;
     let mut command: Vec<OsString> =
         vec![itself.into(), ON_BOARD.into(), "--speed".into(), speed.name().into()];
     command.extend(["--images".into(), dir.into()]);
-    command.extend(args.full.then(|| "--full".into()));
+    command.extend(args.choice.flags());
     let sockets: Vec<PathBuf> =
         (0..plan.len()).map(|number| dir.join(format!("{}-{number}", speed.name()))).collect();
     let ports = sockets.iter().enumerate().map(|(number, path)| (format!("{PORT}{number}"), path.clone()));
