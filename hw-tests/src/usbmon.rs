@@ -15,6 +15,10 @@ use crate::tool;
 /// What `usbmon` puts before the data of each event (`struct mon_bin_hdr` without its last fields).
 const HEAD: usize = 48;
 
+/// Bytes of a Command Block Wrapper, and where in it the command starts.
+const CBW: usize = 31;
+const CBW_CDB: usize = 15;
+
 /// CLEAR_FEATURE(ENDPOINT_HALT), but for the endpoint's number.
 const CLEAR_HALT: [u8; 4] = [0x02, 0x01, 0x00, 0x00];
 
@@ -26,8 +30,10 @@ const STALLED: i32 = -libc::EPIPE;
 pub struct Usbmon(File);
 
 /// What was seen of one device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
+    /// Opcodes of the SCSI commands, as they came.
+    pub commands: Vec<u8>,
     /// Control transfers that the host started.
     pub control: u32,
     /// Bulk transfers that the host started.
@@ -73,6 +79,8 @@ impl Usbmon {
 /// A transfer's start or end.
 #[derive(Clone, Copy, Debug)]
 struct Event {
+    /// Of the CBW that it carries.
+    opcode: Option<u8>,
     /// Of the transfer, from start to end.
     id: u64,
     starts: bool,
@@ -91,7 +99,9 @@ impl Event {
         let seconds = u64::from_ne_bytes(field(head, 16)?);
         let micros = u32::from_ne_bytes(field(head, 24)?);
         let [kind, transfer, _, device] = field(head, 8)?;
+        let cbw = bytes.get(HEAD..HEAD + CBW).filter(|data| data.starts_with(b"USBC"));
         Ok(Self {
+            opcode: cbw.and_then(|cbw| cbw.get(CBW_CDB)).copied(),
             id: u64::from_ne_bytes(field(head, 0)?),
             starts: kind == b'S',
             bulk: transfer == 3,
@@ -114,6 +124,7 @@ fn count<'a>(events: impl Iterator<Item = &'a Event>) -> Traffic {
         match (event.starts, event.bulk) {
             (true, true) => {
                 traffic.bulk += 1;
+                traffic.commands.extend(event.opcode);
                 started.insert(event.id, event.at);
             }
             (true, false) => {
@@ -155,6 +166,8 @@ mod tests {
         let clear = [0x02, 0x01, 0, 0, 0x81, 0, 0, 0];
         let other = [0xa1, 0xfe, 0, 0, 0, 0, 1, 0];
         let none = [0; 8];
+        let mut inquiry = event(4, b'S', 3, 345, -115, none);
+        inquiry.extend(b"USBC\x01\0\0\0\x24\0\0\0\x80\0\x06\x12\0\0\0\x24\0\0\0\0\0\0\0\0\0\0\0");
         let bytes = [
             event(1, b'S', 2, 0, -115, other),
             event(1, b'C', 2, 10, 0, none),
@@ -162,13 +175,20 @@ mod tests {
             event(2, b'C', 3, 320, -32, none),
             event(3, b'S', 2, 330, -115, clear),
             event(3, b'C', 2, 340, -32, none),
+            inquiry,
             event(2, b'S', 3, 350, -115, none),
             event(2, b'C', 3, 400, 0, none),
         ];
         let events: Vec<Event> = bytes.iter().map(|bytes| Event::parse(bytes).unwrap()).collect();
         assert!(events.iter().all(|event| event.device == 7));
-        let expected =
-            Traffic { control: 2, bulk: 2, stalls: 1, cleared: 1, longest: Duration::from_micros(300) };
+        let expected = Traffic {
+            commands: vec![0x12],
+            control: 2,
+            bulk: 3,
+            stalls: 1,
+            cleared: 1,
+            longest: Duration::from_micros(300),
+        };
         assert_eq!(count(events.iter()), expected);
         assert!(Event::parse(&[0; HEAD - 1]).is_err());
     }

@@ -56,7 +56,7 @@ fn transfers(board: &Board, backend: Backend) -> Result<()> {
             let setup = Setup::of([drive.clone().with(&path)]).stalling(stall);
             let kernel = quietest(board, Backend::Kernel, &setup)?;
             let ours = quietest(board, backend, &setup)?;
-            println!("{name}, stall {stall:?}:\n  kernel {kernel:?}\n  ours   {ours:?}");
+            println!("{name}, stall {stall:?}:\n  kernel {kernel:02x?}\n  ours   {ours:02x?}");
             ensure!(ours.bulk > 10, "{name}: the tap saw only {ours:?}");
             ensure!(ours.longest < STALL_WAIT, "{name}, stall {stall:?}: somebody waits: {ours:?}");
             ensure!(
