@@ -20,7 +20,7 @@ use crate::wait::wait_for;
 const PLUGGED: Duration = Duration::from_secs(60);
 
 /// From reset until the booted program shows itself; ten times what it takes on an idle machine.
-const BOOTED: Duration = Duration::from_secs(150);
+const BOOTED: Duration = Duration::from_secs(300);
 
 /// Firmware, as Debian's packages have it. OVMF wants a writable copy of its variables.
 const OVMF: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"];
