@@ -8,6 +8,7 @@
 //! - [`image`]: images with known bytes
 //! - [`host`], [`scsi`], [`raw_bot`], [`keyboard`]: what the host sees, by sysfs, SCSI commands, raw USB transfers, input events
 //! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`
+//! - [`usbmon`]: the transfers between host and device
 //! - [`cdrom`]: what Linux makes of an optical drive
 //! - [`rig`]: a set of drives served by one [`rig::Backend`] and found again on the host; what most tests start from
 //!
@@ -25,4 +26,5 @@ pub mod raw_bot;
 pub mod rig;
 pub mod scsi;
 pub mod tool;
+pub mod usbmon;
 pub mod wait;

@@ -7,7 +7,9 @@ use super::sense::{
 /// What the host must be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attention {
-    /// Power on, or a reset of the transport.
+    /// The unit is new to whoever hears of it.
+    PowerOn,
+    /// A reset of the transport.
     Reset,
     /// The unit became another kind of device.
     InquiryChanged,
@@ -19,13 +21,18 @@ pub(super) enum Attention {
 
 /// Most urgent first: SAM-5 puts resets above all else. What a medium change means depends on what the device is, so
 /// that comes before it.
-const PRECEDENCE: [Attention; 4] =
-    [Attention::Reset, Attention::InquiryChanged, Attention::MediumChanged, Attention::ModeParametersChanged];
+const PRECEDENCE: [Attention; 5] = [
+    Attention::PowerOn,
+    Attention::Reset,
+    Attention::InquiryChanged,
+    Attention::MediumChanged,
+    Attention::ModeParametersChanged,
+];
 
 impl Attention {
     fn sense(self) -> Sense {
         match self {
-            Self::Reset => RESET_OCCURRED,
+            Self::PowerOn | Self::Reset => RESET_OCCURRED,
             Self::InquiryChanged => INQUIRY_DATA_CHANGED,
             Self::MediumChanged => MEDIUM_MAY_HAVE_CHANGED,
             Self::ModeParametersChanged => MODE_PARAMETERS_CHANGED,
@@ -38,6 +45,7 @@ impl Attention {
             Self::InquiryChanged => 2,
             Self::MediumChanged => 4,
             Self::ModeParametersChanged => 8,
+            Self::PowerOn => 16,
         }
     }
 }
@@ -48,8 +56,13 @@ pub(super) struct Attentions(u8);
 
 impl Attentions {
     /// Establishes a condition; one that waits already is not repeated (SAM-5 lets them be merged).
+    ///
+    /// While power on waits, all else is part of it: whoever hears of it knows nothing of the unit yet. So a host that finds a
+    /// drive with a medium in it has one attention to ask about, and not one for each thing that was done before it came.
     pub(super) fn raise(&mut self, attention: Attention) {
-        self.0 |= attention.mask();
+        if self.0 & Attention::PowerOn.mask() == 0 {
+            self.0 |= attention.mask();
+        }
     }
 
     /// Withdraws a condition that is no longer true.

@@ -216,7 +216,7 @@ impl Unit {
             power_changed: false,
             sense: None,
         };
-        unit.attentions.raise(Attention::Reset);
+        unit.attentions.raise(Attention::PowerOn);
         unit
     }
 

@@ -8,6 +8,7 @@ mod clients;
 mod conformance;
 mod disks;
 mod eject;
+mod enumeration;
 mod events;
 mod filesystem;
 mod integrity;
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 15] = [
+    let groups: [(&str, &[Case]); 16] = [
+        ("enumeration", enumeration::CASES),
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),

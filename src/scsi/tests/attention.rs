@@ -4,13 +4,23 @@ use super::*;
 use crate::scsi::sense::*;
 
 #[test]
-fn a_new_unit_tells_first_of_the_reset_then_of_the_medium() {
+fn a_new_unit_tells_of_power_on_and_not_of_what_was_done_to_it_before() {
     let mut unit = Unit::new(Kind::Disk, identity());
     unit.insert(disk_medium(64));
+    unit.set_write_protected(true);
     let mut target = Target::new(vec![unit]);
+    target.bus_reset();
     assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Check(RESET_OCCURRED));
     assert_eq!(request_sense(&mut target), (6, 0x29, 0));
-    assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Check(MEDIUM_MAY_HAVE_CHANGED));
+    assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Good);
+}
+
+#[test]
+fn a_medium_that_came_while_a_reset_waits_is_told_of_too() {
+    let mut target = disk(64);
+    target.bus_reset();
+    target.unit_mut(0).unwrap().insert(disk_medium(128));
+    assert_eq!(request_sense(&mut target), (6, 0x29, 0));
     assert_eq!(request_sense(&mut target), (6, 0x28, 0));
     assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Good);
 }

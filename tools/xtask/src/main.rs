@@ -6,6 +6,7 @@ mod bench;
 mod console;
 mod daemon;
 mod demo;
+mod firmware;
 mod instructions;
 mod lint;
 mod project;
@@ -61,12 +62,18 @@ enum Command {
     BenchCompare(bench::CompareArgs),
     #[command(name = bench::ON_BOARD, hide = true)]
     BenchOnBoard(bench::OnBoardArgs),
+    /// BIOS and UEFI boot from our drives, behind EHCI and xHCI; how long it takes from reset
+    ///
+    /// The virtual board serves the drives, a second machine boots from them. docs/firmware.md has the table.
+    Firmware(firmware::Args),
+    #[command(name = firmware::ON_BOARD, hide = true)]
+    FirmwareOnBoard(firmware::OnBoardArgs),
     /// Instructions that the pure rooms take for one command, under Valgrind, against those kept in benches/instructions.json
     Instructions(instructions::Args),
     /// Every test, on this machine and on the virtual board; ends with a table
     ///
     /// Set-up, lint, unit, integration and doc tests, the virtual board's at high speed and SuperSpeed, and the short
-    /// form of `bench` against the kept table. A test that is skipped on the board counts as failed.
+    /// forms of `firmware`, and of `bench` against the kept table. A test that is skipped on the board counts as failed.
     Test(test::Args),
 }
 
@@ -80,6 +87,8 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::BenchCompare(args) => bench::compare(&args),
         Command::BenchOnBoard(args) => bench::on_this_board(&args),
+        Command::Firmware(args) => firmware::run(&args),
+        Command::FirmwareOnBoard(args) => firmware::on_this_board(&args),
         Command::Instructions(args) => instructions::run(args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(args),
     };

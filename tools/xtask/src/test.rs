@@ -10,7 +10,7 @@ use xshell::{Shell, cmd};
 
 use crate::report::Report;
 use crate::vm::{self, Speed};
-use crate::{bench, instructions, lint, project, setup};
+use crate::{bench, firmware, instructions, lint, project, setup};
 
 /// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
 const BOARD_LIMIT: u64 = 1500;
@@ -47,6 +47,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 report.step(&format!("board, {} speed: {name}", speed.name()), || on_board(path, speed));
             }
         }
+        report.step("firmware boots", || firmware::run(&firmware::Args::short()).map(drop));
         report.step("speed against the kept table", || bench::run(&bench::Args::against_kept()).map(drop));
     }
     if args.quick {

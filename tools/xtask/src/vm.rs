@@ -90,6 +90,9 @@ pub(crate) struct Args {
     /// Give up when the command has not ended after so many seconds; 0 waits for ever
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) timeout: u64,
+    /// Virtio-serial ports of these names, each behind a Unix socket of this machine
+    #[arg(skip)]
+    pub(crate) ports: Vec<(String, PathBuf)>,
     /// What to run, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
@@ -99,8 +102,19 @@ impl Args {
     /// `command` with the defaults of the command line.
     pub(crate) fn new(speed: Speed, command: Vec<OsString>) -> Self {
         let (mem, link) = ("1G".to_owned(), Link::Stock);
-        let append = Vec::new();
-        Self { speed, icount: false, link, mem, cpus: 1, append, boot_timeout: 240, timeout: 0, command }
+        let (append, ports) = (Vec::new(), Vec::new());
+        Self {
+            speed,
+            icount: false,
+            link,
+            mem,
+            cpus: 1,
+            append,
+            boot_timeout: 240,
+            timeout: 0,
+            ports,
+            command,
+        }
     }
 }
 
@@ -209,7 +223,7 @@ impl Run {
             .with_context(|| format!("cannot write to {}", parent.display()))?;
         let run = Self { dir, started: Instant::now() };
         run.write_script("on-board", &run.board_script(args, board)?)?;
-        run.write_script("qemu", &run.qemu_script()?)?;
+        run.write_script("qemu", &run.qemu_script(args)?)?;
         Ok(run)
     }
 
@@ -257,7 +271,7 @@ impl Run {
     }
 
     /// Stands in for QEMU: ends it with our lifeline, and keeps the console that virtme-ng would throw away.
-    fn qemu_script(&self) -> Result<Vec<u8>> {
+    fn qemu_script(&self, args: &Args) -> Result<Vec<u8>> {
         let console = self.file("console");
         fs::write(&console, b"")?;
         let mut kept = OsString::from("file,id=console,path=");
@@ -270,7 +284,16 @@ impl Run {
         script.extend_from_slice(
             b"args+=(\"$arg\")\n\
             done\n\
-            exec 3<&0 </dev/null\n\
+            exec 3<&0 </dev/null\n",
+        );
+        for (number, (name, path)) in args.ports.iter().enumerate() {
+            let socket = format!("socket,id=port{number},server=on,wait=off,path={}", path.display());
+            let port = format!("virtserialport,name={name},chardev=port{number}");
+            let words = ["-chardev".into(), OsString::from(socket), "-device".into(), port.into()];
+            line(&mut script, &[b"args+=(", &shell_words(&words), b")"]);
+        }
+        script.extend_from_slice(
+            b"\
             (trap '' INT; cat <&3 >/dev/null; read -r name </proc/$$/comm;\n\
             [ \"$name\" = qemu-system-x86 ] && kill -KILL $$) >/dev/null 2>&1 &\n\
             exec qemu-system-x86_64 \"${args[@]}\" 3<&-\n",

@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 15] = [
+const PACKAGES: [(&str, &str); 18] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
@@ -23,6 +23,9 @@ const PACKAGES: [(&str, &str); 15] = [
     ("libiscsi-bin", "iscsi-test-cu, the SCSI conformance suite"),
     ("sg3-utils", "single SCSI commands from the host's side"),
     ("usbutils", "lsusb"),
+    ("usbredirect", "a USB device of the virtual board in another machine, whose firmware boots from it"),
+    ("seabios", "a BIOS to boot from our drives"),
+    ("ovmf", "UEFI firmware to boot from our drives"),
     ("valgrind", "counting instructions"),
 ];
 
