@@ -67,6 +67,19 @@ pub fn command(lun: &Lun, cdb: &[u8], data: Data<'_>) -> Result<Outcome> {
     Ok(tool::try_run("sg_raw", args)?.into())
 }
 
+/// The data that a command gives, at most `len` bytes. The command must succeed.
+///
+/// # Errors
+/// It did not.
+pub fn data_in(lun: &Lun, cdb: &[u8], len: usize) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
+    let mut args = vec!["-r".to_owned(), len.to_string(), "-o".to_owned(), file.path().display().to_string()];
+    args.push(lun.sg.display().to_string());
+    args.extend(cdb.iter().map(|byte| format!("{byte:02x}")));
+    tool::run("sg_raw", args)?;
+    Ok(std::fs::read(file.path())?)
+}
+
 /// TEST UNIT READY.
 ///
 /// # Errors

@@ -318,3 +318,26 @@ pub fn opcode_name(opcode: u8, kind: Kind) -> Option<&'static str> {
 pub fn name_of(cdb: &[u8]) -> &'static str {
     find(&Cdb::new(0, cdb), None).map_or("unknown command", |row| row.name)
 }
+
+/// A command as REPORT SUPPORTED OPERATION CODES tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Operation code.
+    pub opcode: u8,
+    /// Service action, of a command that has them.
+    pub service_action: Option<u8>,
+    /// The standard's name.
+    pub name: &'static str,
+    /// CDB usage data, as long as the CDB.
+    pub usage: &'static [u8],
+}
+
+/// All commands that units of a kind have.
+pub fn listed(kind: Kind) -> impl Iterator<Item = Listed> {
+    of_kind(kind).map(|row| Listed {
+        opcode: row.opcode,
+        service_action: row.service_action,
+        name: row.name,
+        usage: row.usage,
+    })
+}

@@ -12,11 +12,13 @@ mod events;
 mod filesystem;
 mod integrity;
 mod killed;
+mod opcodes;
 mod optical;
 mod refusals;
 mod reset;
 mod stats;
 mod thirteen;
+mod tools;
 mod trim;
 mod unplug;
 
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 15] = [
+    let groups: [(&str, &[Case]); 17] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -68,6 +70,8 @@ fn main() -> ExitCode {
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),
+        ("tools", tools::CASES),
+        ("opcodes", opcodes::CASES),
     ];
     let mut trials = Vec::new();
     for (group, cases) in groups {
