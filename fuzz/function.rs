@@ -42,7 +42,7 @@ pub fn play(input: &[u8]) {
         faults: Faults { errors: rate(bit(2)), shorts: rate(bit(3)), full: rate(bit(4)), delay_max: 1 << 20 },
         stall: if bit(5) { StallPolicy::Never } else { StallPolicy::Auto },
         block: if bit(6) { BlockSize::B4096 } else { BlockSize::B512 },
-        blocks: [128, 16],
+        blocks: [64, 8],
         allocations_of: |call| {
             call();
             0

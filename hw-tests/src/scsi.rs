@@ -54,7 +54,8 @@ pub enum Data<'a> {
 /// # Errors
 /// `sg_raw` could not be started.
 pub fn command(lun: &Lun, cdb: &[u8], data: Data<'_>) -> Result<Outcome> {
-    let mut args: Vec<String> = vec!["-v".into(), "-t".into(), "10".into()];
+    // It takes some operation codes for NVMe's unless told otherwise.
+    let mut args: Vec<String> = ["-v", "--cmdset=1", "-t", "10"].map(str::to_owned).into();
     match data {
         Data::None => {}
         Data::In(len) => args.extend(["-r".into(), len.to_string()]),
