@@ -51,6 +51,9 @@ fn disk(board: &Board, backend: Backend) -> Result<()> {
     let lun = rig.lun(0)?;
     scsi::drain_attentions(&lun)?;
     check(&lun, DISK)?;
+    // sg_logs prints nothing of a list of pages that has but itself in it.
+    let pages = scsi::data_in(&lun, &[0x4d, 0, 0, 0, 0, 0, 0, 0, 255, 0], 255)?;
+    ensure!(pages == [0, 0, 0, 1, 0], "LOG SENSE told of the pages {pages:02x?}");
     ensure!(image::sha_of_file(&path)? == before, "a command that only looks has changed the image");
     rig.stop()
 }
@@ -74,14 +77,17 @@ const DISK: &[Expected<'_>] = &[
         "sg_inq",
         &["--page=di"],
         &[
-            "Addressed logical unit:\ndesignator type: NAA, code set: Binary\n0x3",
-            "designator type: T10 vendor identification, code set: ASCII\nvendor id: RINGTEST\n\
+            "designator_type: NAA, code_set: Binary\nassociated with the Addressed logical unit\n\
+             NAA 3, Locally assigned:\n[0x3",
+            "designator_type: T10 vendor identification, code_set: ASCII\n\
+             associated with the Addressed logical unit\nvendor id: RINGTEST\n\
              vendor specific: Test disk RINGTEST000001-0",
-            "designator type: SCSI name string, code set: UTF-8\nSCSI name string:\nnaa.3",
+            "designator_type: SCSI name string, code_set: UTF-8\n\
+             associated with the Addressed logical unit\nSCSI name string:\nnaa.3",
         ],
     ),
     (
-        "sg_inq",
+        "sg_vpd",
         &["--page=bl"],
         &[
             "(WSNZ): 1",
@@ -93,9 +99,11 @@ const DISK: &[Expected<'_>] = &[
             "Maximum write same length: 0xffff blocks",
         ],
     ),
+    ("sg_inq", &["--page=bl"], &["Maximum unmap LBA count: 1048576"]),
     ("sg_inq", &["--page=bdc"], &["Non-rotating medium"]),
+    ("sg_inq", &["--page=lbpv"], &["00 b2 00 04 00 e4 02 00"]),
     (
-        "sg_inq",
+        "sg_vpd",
         &["--page=lbpv"],
         &[
             "(LBPU): 1",
@@ -150,8 +158,7 @@ const DISK: &[Expected<'_>] = &[
     ("sg_readcap", &["--brief"], &["0x4000 0x200"]),
     ("sg_luns", &[], &["Lun list length = 16", "0000000000000000\n0001000000000000"]),
     ("sg_luns", &["--select=1"], &["Lun list length = 0"]),
-    // The list of pages has but itself in it.
-    ("sg_logs", &["--page=0", "--hex"], &["00 00 00 01 00"]),
+    ("sg_logs", &["--list"], &["Test disk"]),
     ("sg_verify", &["--lba=0", "--count=16384"], &[]),
     ("sg_sync", &[], &[]),
     ("sg_sync", &["--16", "--lba=16", "--count=16"], &[]),
