@@ -170,15 +170,15 @@ fn covered(shell: &Shell, executable: &Path, place: &Place) -> Result<Vec<PathBu
         .collect()
 }
 
-/// libFuzzer's report has a line `FT script feature feature …` for each script.
+/// libFuzzer's report has a line `COV script edge edge …` for each script.
 fn choose(report: &str) -> Result<Vec<usize>> {
     let (mut known, mut chosen) = (BTreeSet::new(), Vec::new());
-    for line in report.lines().filter_map(|line| line.strip_prefix("FT ")) {
+    for line in report.lines().filter_map(|line| line.strip_prefix("COV ")) {
         let mut words = line.split_whitespace();
-        let Some(script) = words.next() else { bail!("libFuzzer's report has an empty line of features") };
+        let Some(script) = words.next() else { bail!("libFuzzer's report has an empty line of edges") };
         let mut is_new = false;
-        for feature in words {
-            is_new |= known.insert(feature.parse::<u64>().context("a feature is a number")?);
+        for edge in words {
+            is_new |= known.insert(edge.parse::<u64>().context("an edge is a number")?);
         }
         if is_new {
             chosen.push(script.parse()?);
@@ -192,10 +192,10 @@ mod tests {
     use super::{TARGETS, choose};
 
     #[test]
-    fn the_first_script_with_a_feature_is_chosen() {
-        let report = "3\n3\na\nb\nc\nSTARTED 0 1\nFT 0 5 6\nCOV 0 1\nFT 1 6 5\nFT 2 5 7\n";
+    fn the_first_script_with_an_edge_is_chosen() {
+        let report = "3\n3\na\nb\nc\nSTARTED 0 1\nFT 0 1\nCOV 0 5 6\nCOV 1 6 5\nCOV 2 5 7\n";
         assert_eq!(choose(report).unwrap(), [0, 2]);
-        assert!(choose("FT x 1\n").is_err());
+        assert!(choose("COV x 1\n").is_err());
     }
 
     #[test]
