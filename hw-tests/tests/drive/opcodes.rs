@@ -85,12 +85,19 @@ fn gentle<'a>(row: &Listed, kind: Kind, zeroes: &'a Path) -> (Vec<u8>, Data<'a>,
         0x41 => cdb[8] = 1,
         0x93 => cdb[13] = 1,
         0x25 => return (cdb, Data::In(8), None),
+        // POLLED.
+        0x4a => cdb[1] = 1,
+        // The header, which is there without any descriptor.
+        0xac => return (cdb, Data::In(8), None),
+        // Of a DVD, which the CD is not.
+        0xad => return (cdb, Data::None, Some("incompatible format")),
+        // From 00:02:00 to 00:02:00.
+        0xb9 => (cdb[4], cdb[7]) = (2, 2),
         _ => {}
     }
     match row.opcode {
         0x08 => (cdb, Data::In(block), None),
         0x0a | 0x41 | 0x93 => (cdb, Data::Out(zeroes, block), protected),
-        0x2a | 0x8a | 0xaa => (cdb, Data::None, protected),
         _ => (cdb, Data::None, None),
     }
 }
