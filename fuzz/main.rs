@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `function` | a whole `drive::Function` over the simulation's bus and mover |
-//! | `rooms` | Bulk-Only Transport and the SCSI target alone, thousands of commands a second more |
+//! | `rooms` | Bulk-Only Transport and the SCSI target alone, many times as fast |
 //! | `script` | how bytes become commands |
 //!
 //! `cargo xtask fuzz` looks for new scripts with libFuzzer. `cargo test` replays those that were kept, below `__fuzz__`, and
