@@ -54,7 +54,8 @@ pub enum Data<'a> {
 /// # Errors
 /// `sg_raw` could not be started.
 pub fn command(lun: &Lun, cdb: &[u8], data: Data<'_>) -> Result<Outcome> {
-    let mut args: Vec<String> = vec!["-v".into(), "-t".into(), "10".into()];
+    // It takes some operation codes for NVMe's unless told otherwise.
+    let mut args: Vec<String> = ["-v", "--cmdset=1", "-t", "10"].map(str::to_owned).into();
     match data {
         Data::None => {}
         Data::In(len) => args.extend(["-r".into(), len.to_string()]),
@@ -65,6 +66,19 @@ pub fn command(lun: &Lun, cdb: &[u8], data: Data<'_>) -> Result<Outcome> {
     args.push(lun.sg.display().to_string());
     args.extend(cdb.iter().map(|byte| format!("{byte:02x}")));
     Ok(tool::try_run("sg_raw", args)?.into())
+}
+
+/// The data that a command gives, at most `len` bytes. The command must succeed.
+///
+/// # Errors
+/// It did not.
+pub fn data_in(lun: &Lun, cdb: &[u8], len: usize) -> Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new()?;
+    let mut args = vec!["-r".to_owned(), len.to_string(), "-o".to_owned(), file.path().display().to_string()];
+    args.push(lun.sg.display().to_string());
+    args.extend(cdb.iter().map(|byte| format!("{byte:02x}")));
+    tool::run("sg_raw", args)?;
+    Ok(std::fs::read(file.path())?)
 }
 
 /// TEST UNIT READY.

@@ -43,7 +43,7 @@ mod unit;
 mod vpd;
 
 pub use media_op::{Compound, MediaOp};
-pub use opcodes::{name_of, opcode_name};
+pub use opcodes::{Listed, listed, name_of, opcode_name};
 pub use optical::{SECTOR_LEN, SectorPart};
 pub use pending::{Pending, PendingParameters};
 pub use provisioning::{LBA_STATUS_LEN, UnmapList, lba_status};

@@ -273,7 +273,9 @@ pub(super) const TABLE: &[Opcode] = &[
     action(media("GET LBA STATUS", &[0x9E, 0x12, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Disk, provisioning::get_lba_status)),
     bits(always("REPORT LUNS", &[0xA0, 0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, ByTarget(report::report_luns))),
     bits(action(unit("REPORT SUPPORTED OPERATION CODES", &[0xA3, 0x0C, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, report::supported_operation_codes))),
-    media("READ(12)", &[0xA8, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Both, blocks::read),
+    media("READ(12)", &[0xA8, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], In, Disk, blocks::read),
+    // With STREAMING: read without delays, which is how everything is read.
+    media("READ(12)", &[0xA8, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x80, 0], In, Optical, blocks::read),
     media("WRITE(12)", &[0xAA, 0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0], Out, Both, blocks::write),
     media("GET PERFORMANCE", &[0xAC, 0x1F, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0], In, Optical, optical::get_performance),
     unit("READ DISC STRUCTURE", &[0xAD, 0x0F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xC0, 0], In, Optical, optical::read_disc_structure),
@@ -317,4 +319,27 @@ pub fn opcode_name(opcode: u8, kind: Kind) -> Option<&'static str> {
 /// The standard's name of the command in `cdb`, for messages.
 pub fn name_of(cdb: &[u8]) -> &'static str {
     find(&Cdb::new(0, cdb), None).map_or("unknown command", |row| row.name)
+}
+
+/// A command as REPORT SUPPORTED OPERATION CODES tells of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Operation code.
+    pub opcode: u8,
+    /// Service action, of a command that has them.
+    pub service_action: Option<u8>,
+    /// The standard's name.
+    pub name: &'static str,
+    /// CDB usage data, as long as the CDB.
+    pub usage: &'static [u8],
+}
+
+/// All commands that units of a kind have.
+pub fn listed(kind: Kind) -> impl Iterator<Item = Listed> {
+    of_kind(kind).map(|row| Listed {
+        opcode: row.opcode,
+        service_action: row.service_action,
+        name: row.name,
+        usage: row.usage,
+    })
 }

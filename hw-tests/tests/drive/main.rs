@@ -13,11 +13,13 @@ mod events;
 mod filesystem;
 mod integrity;
 mod killed;
+mod opcodes;
 mod optical;
 mod refusals;
 mod reset;
 mod stats;
 mod thirteen;
+mod tools;
 mod trim;
 mod unplug;
 
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 16] = [
+    let groups: &[(&str, &[Case])] = &[
         ("enumeration", enumeration::CASES),
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
@@ -70,10 +72,12 @@ fn main() -> ExitCode {
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),
+        ("tools", tools::CASES),
+        ("opcodes", opcodes::CASES),
     ];
     let mut trials = Vec::new();
     for (group, cases) in groups {
-        for case in cases {
+        for case in *cases {
             trials.extend(case.on.iter().map(|&backend| trial(group, case, backend, board.clone())));
         }
     }

@@ -7,6 +7,7 @@ mod console;
 mod daemon;
 mod demo;
 mod firmware;
+mod fuzz;
 mod instructions;
 mod lint;
 mod project;
@@ -70,6 +71,10 @@ enum Command {
     FirmwareOnBoard(firmware::OnBoardArgs),
     /// Instructions that the pure rooms take for one command, under Valgrind, against those kept in benches/instructions.json
     Instructions(instructions::Args),
+    /// Looks for what a host could say to break us, by coverage-guided fuzzing
+    ///
+    /// `cargo test` replays the scripts that were kept. docs/fuzzing.md tells how to read what it prints.
+    Fuzz(fuzz::Args),
     /// Every test, on this machine and on the virtual board; ends with a table
     ///
     /// Set-up, lint, unit, integration and doc tests, the virtual board's at high speed and SuperSpeed, and the short
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Command::Firmware(args) => firmware::run(&args),
         Command::FirmwareOnBoard(args) => firmware::on_this_board(&args),
         Command::Instructions(args) => instructions::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Fuzz(args) => fuzz::run(args).map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::run(args),
     };
     outcome.unwrap_or_else(|error| {
