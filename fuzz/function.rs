@@ -43,6 +43,8 @@ pub fn play(input: &[u8]) {
         stall: if bit(5) { StallPolicy::Never } else { StallPolicy::Auto },
         block: if bit(6) { BlockSize::B4096 } else { BlockSize::B512 },
         blocks: [64, 8],
+        // Of four.
+        slow: if bit(7) { 4 } else { 0 },
         allocations_of: |call| {
             call();
             0

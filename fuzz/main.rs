@@ -32,6 +32,9 @@ mod media;
 mod model;
 mod rooms;
 mod script;
+#[path = "../tests/simulation/slow.rs"]
+#[allow(dead_code)]
+mod slow;
 #[path = "../tests/simulation/world.rs"]
 #[allow(dead_code)]
 mod world;
