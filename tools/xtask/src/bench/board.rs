@@ -9,7 +9,7 @@ use xshell::{Shell, cmd};
 
 use super::plan::{KIB, MIB, Pattern, Scale, Source, Test, float};
 use super::served::{Medium, Served};
-use super::{Engine, OnBoardArgs, fio, image::Image, memory};
+use super::{Engine, OnBoardArgs, enumeration, fio, image::Image, memory};
 
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
@@ -38,12 +38,16 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     // It would read from the drive whenever a program that had it open for writing is done with it.
     cmd!(shell, "udevadm control --exit").quiet().run()?;
     fio::meter_first(&shell)?;
+    let mut enumerated = false;
     for &source in &args.sources {
         if source.tests(args.speed, args.scale).is_empty() {
             continue;
         }
         let image = Image::make(&shell, source, &args.nfs)?;
         let medium = Medium { image: &image.path, writable: source.writable() };
+        if !std::mem::replace(&mut enumerated, true) {
+            enumeration::run(&shell, args, medium)?;
+        }
         measure(args, source, &image, None, || Served::by_kernel(&shell, medium, args.speed))?;
         for engine in args.engine.all() {
             measure(args, source, &image, Some(engine), || {

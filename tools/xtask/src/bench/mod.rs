@@ -10,6 +10,7 @@
 
 mod board;
 mod compare;
+mod enumeration;
 mod fio;
 mod image;
 mod memory;
@@ -194,10 +195,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     shell.change_dir(project::root());
     cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
     let commit = cmd!(shell, "git describe --always --dirty --abbrev=12").quiet().ignore_stderr().read();
-    let (mut rows, mut lines) = (Vec::new(), Vec::new());
+    let (mut rows, mut lines, mut enumerations) = (Vec::new(), Vec::new(), Vec::new());
     for speed in args.speed.all() {
         let printed = table::parse(&on_board(args, speed, &nfs)?);
         rows.extend(table::rows(&printed, speed, args.scale(), &args.sources, &args.engine.all())?);
+        enumerations.push(enumeration::sentences(&printed, link_name(speed), &args.engine.all()));
         lines.extend(printed);
     }
     println!("{}", table::markdown(&rows));
@@ -211,6 +213,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let mut text = serde_json::to_string_pretty(&rows)?;
         text.push('\n');
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    for sentences in enumerations {
+        for sentence in sentences? {
+            println!("{sentence}");
+        }
     }
     eprintln!("{:.0} s in all", started.elapsed().as_secs_f64());
     if let Some(kept) = kept {
