@@ -44,7 +44,7 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
             continue;
         }
         let image = Image::make(&shell, source, &args.nfs)?;
-        let medium = Medium { image: &image.path, writable: source.writable() };
+        let medium = Medium { image: &image.path, writable: source.writable(), stalls: true };
         if !std::mem::replace(&mut enumerated, true) {
             enumeration::run(&shell, args, medium)?;
         }

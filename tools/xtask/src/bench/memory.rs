@@ -32,7 +32,7 @@ pub(super) fn run(shell: &Shell, args: &OnBoardArgs, image: &Path) -> Result<()>
             [(Layout::OneFunction, IMAGE), (Layout::OneFunction, LARGE), (Layout::TwoFunctions, LARGE)]
         {
             File::create(&beside)?.set_len(size)?;
-            let media = [image, &beside].map(|image| Medium { image, writable: true });
+            let media = [image, &beside].map(|image| Medium { image, writable: true, stalls: true });
             let peak = peak(shell, args, engine, layout, media)
                 .with_context(|| format!("two drives under load, {layout:?}, {size} bytes"))?;
             println!("{}", line(layout, size, engine, peak));

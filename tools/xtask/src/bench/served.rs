@@ -27,6 +27,8 @@ const FORGET: Duration = Duration::from_secs(30);
 pub(super) struct Medium<'a> {
     pub(super) image: &'a Path,
     pub(super) writable: bool,
+    /// Whether an answer shorter than the host expects ends with a stall, as Bulk-Only Transport wants it.
+    pub(super) stalls: bool,
 }
 
 /// Drives that the host sees; gone when dropped.
@@ -126,8 +128,9 @@ fn configuration(dir: &Path, functions: &[&[Medium<'_>]], speed: Speed, engine: 
          [gadget]\nname = {GADGET:?}\nserial = {SERIAL:?}\nmax_speed = {speed:?}\n"
     );
     for (index, drives) in functions.iter().enumerate() {
-        write!(text, "\n[[function]]\nname = \"usb{index}\"\nengine = {engine:?}\n")?;
-        for (number, Medium { image, writable }) in drives.iter().enumerate() {
+        let stall = if drives.iter().all(|drive| drive.stalls) { "auto" } else { "never" };
+        write!(text, "\n[[function]]\nname = \"usb{index}\"\nengine = {engine:?}\nstall = {stall:?}\n")?;
+        for (number, Medium { image, writable, .. }) in drives.iter().enumerate() {
             write!(
                 text,
                 "\n[[function.drive]]\nname = \"flash{index}-{number}\"\nkind = \"disk\"\nimage = {image:?}\nrw = {writable}\n"
@@ -177,7 +180,7 @@ impl KernelGadget {
         Ok(gadget)
     }
 
-    fn compose(&self, Medium { image, writable }: Medium<'_>, speed: Speed) -> Result<()> {
+    fn compose(&self, Medium { image, writable, stalls }: Medium<'_>, speed: Speed) -> Result<()> {
         let dir = &self.dir;
         let (function, configuration) = (dir.join("functions/mass_storage.0"), dir.join("configs/c.1"));
         fs::create_dir(dir)?;
@@ -191,6 +194,7 @@ impl KernelGadget {
             ("idProduct", "0x0104"),
             ("max_speed", speed),
             ("strings/0x409/serialnumber", SERIAL),
+            ("functions/mass_storage.0/stall", if stalls { "1" } else { "0" }),
             ("functions/mass_storage.0/lun.0/removable", "1"),
             ("functions/mass_storage.0/lun.0/ro", if writable { "0" } else { "1" }),
             ("functions/mass_storage.0/lun.0/file", path),
