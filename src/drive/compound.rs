@@ -25,6 +25,7 @@ use crate::{
 use super::{
     data_out::{self, DataOut},
     fault::Way,
+    flights::Owner,
     function::{Function, OutEnd, Phase},
     pipes::{PipeError, Pipes, data_tag},
 };
@@ -372,7 +373,7 @@ impl Compound {
                 self.written(n);
             }
             (MoveOp::Write, Ok(_), _) => self.fail(FaultKind::NoSpace, way),
-            (MoveOp::Punch, Ok(_), _) => {}
+            (MoveOp::Punch | MoveOp::Stat, Ok(_), _) => {}
             (MoveOp::Sync, Ok(_), _) => self.step = Step::Done(Ok(())),
         }
     }
@@ -404,6 +405,21 @@ impl Compound {
             Some(_) => self.fail(FaultKind::Interrupted, Way::Write),
         }
         Some(())
+    }
+
+    /// Whether it waits for its image, not for the host.
+    pub(super) fn awaits_image(&self) -> bool {
+        matches!(self.step, Step::Compare | Step::Write | Step::Punch | Step::Store)
+    }
+
+    pub(super) fn left_of_image(&self) -> u64 {
+        self.ahead.len().0
+    }
+
+    /// Ends here, whatever is still under way.
+    pub(super) fn give_up(&mut self, kind: FaultKind) {
+        self.waiting = false;
+        self.fail(kind, if self.step == Step::Compare { Way::Read } else { Way::Write });
     }
 
     fn fail(&mut self, kind: FaultKind, way: Way) {
@@ -454,7 +470,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let medium = self.target.unit(lun).and_then(scsi::Unit::medium);
         let ended = match (loaded, medium) {
             (Some(loaded), Some(medium)) => {
-                data.pump(&*loaded.image, medium, &mut self.mover, &mut self.pipes)?
+                let mut mover = self.mover.on(loaded.purpose(Owner::Command, lun));
+                data.pump(&*loaded.image, medium, &mut mover, &mut self.pipes)?
             }
             _ => Some(Err(Failure::Fault { kind: FaultKind::Gone, way: Way::Read, lba: None })),
         };

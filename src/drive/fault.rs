@@ -24,6 +24,7 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
     let sense = match kind {
         FaultKind::OutOfRange => sense::LBA_OUT_OF_RANGE,
         FaultKind::Truncated
+        | FaultKind::Changed
         | FaultKind::Io
         | FaultKind::Damaged
         | FaultKind::Stale
@@ -33,7 +34,7 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         FaultKind::ReadOnly => sense::WRITE_PROTECTED,
         FaultKind::Permission | FaultKind::Refused => sense::INTERNAL_TARGET_FAILURE,
         FaultKind::Unreachable | FaultKind::TimedOut => sense::BECOMING_READY,
-        FaultKind::Gone => sense::MEDIUM_NOT_PRESENT,
+        FaultKind::Gone | FaultKind::Ejected => sense::MEDIUM_NOT_PRESENT,
         FaultKind::NoMemory | FaultKind::Interrupted => sense::ABORTED_COMMAND,
     };
     match lba {

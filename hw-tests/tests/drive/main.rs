@@ -10,6 +10,7 @@ mod disks;
 mod eject;
 mod events;
 mod filesystem;
+mod hang;
 mod integrity;
 mod killed;
 mod optical;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 15] = [
+    let groups: [(&str, &[Case]); 16] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         ("clients", clients::CASES),
         ("refusals", refusals::CASES),
         ("stats", stats::CASES),
+        ("hang", hang::CASES),
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),

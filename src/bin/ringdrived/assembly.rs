@@ -172,8 +172,15 @@ fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
 fn drive_options(drive: &config::Drive) -> anyhow::Result<DriveOptions> {
     let identity = Identity::new(&drive.vendor, &drive.product, &drive.revision, &drive.serial)
         .with_context(|| format!("drive {:?}", drive.name))?;
-    let config::Drive { name, kind, rw, block_size, .. } = drive;
-    Ok(DriveOptions { name: name.clone(), kind: *kind, identity, rw: *rw, block_size: *block_size })
+    let config::Drive { name, kind, rw, block_size, deadline, .. } = drive;
+    Ok(DriveOptions {
+        name: name.clone(),
+        kind: *kind,
+        identity,
+        rw: *rw,
+        block_size: *block_size,
+        deadline: *deadline,
+    })
 }
 
 fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {
