@@ -24,7 +24,7 @@ use crate::{
 
 use super::{
     data_out::{self, DataOut},
-    fault::Way,
+    fault::{self, Way},
     flights::Owner,
     function::{Function, OutEnd, Phase},
     pipes::{PipeError, Pipes, data_tag},
@@ -364,6 +364,10 @@ impl Compound {
         self.waiting = false;
         let way = if done.op == MoveOp::Read { Way::Read } else { Way::Write };
         match (done.op, done.result, done.buf) {
+            (MoveOp::Sync, Err(error), _) => {
+                let sense = fault::sense_of_loss(FaultKind::from(&error));
+                self.step = Step::Done(Err(Failure::Told(sense)));
+            }
             (_, Err(error), _) => self.fail(FaultKind::from(&error), way),
             // A read or a write may be short; what comes of its rest tells why.
             (MoveOp::Read, Ok(n @ 1..), Some(buf)) => self.weigh(buf.get(..n).unwrap_or_default()),

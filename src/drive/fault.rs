@@ -43,6 +43,14 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
     }
 }
 
+/// What the host is told of a sync that failed: whatever the cause, what it wrote before may be lost, and no retry brings it back.
+pub(super) fn sense_of_loss(kind: FaultKind) -> Sense {
+    match sense_of(kind, Way::Write, None) {
+        sense::BECOMING_READY | sense::ABORTED_COMMAND => sense::WRITE_ERROR,
+        sense => sense,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -183,6 +183,11 @@ impl<M> Flights<M> {
         (late().count(), late().any(Flight::changes))
     }
 
+    /// Whether anything of this image is under way.
+    pub(super) fn holds(&self, lun: u8, image: u32) -> bool {
+        self.all().any(|flight| flight.purpose.lun == lun && flight.purpose.image == image)
+    }
+
     /// Whether the buffers that this drive may have in the ring are all there.
     pub(super) fn is_full(&self, lun: u8) -> bool {
         self.held(lun, true) >= BUFFERS_PER_DRIVE
@@ -326,4 +331,91 @@ impl<M: Mover> Mover for On<'_, M> {
 /// An operation that has ended, as its owner knows it.
 pub(super) fn as_known(done: Moved, flight: &Flight) -> Moved {
     Moved { tag: flight.tag, ..done }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring that takes everything and ends nothing.
+    struct Nowhere(Vec<OpTag>);
+
+    impl Mover for Nowhere {
+        fn read(
+            &mut self,
+            _: &Arc<File>,
+            _: ByteOffset,
+            _: Buf,
+            _: Range<usize>,
+            _: OpTag,
+        ) -> Result<(), Buf> {
+            Ok(())
+        }
+
+        fn write(
+            &mut self,
+            _: &Arc<File>,
+            _: ByteOffset,
+            _: Buf,
+            _: Range<usize>,
+            _: bool,
+            _: OpTag,
+        ) -> Result<(), Buf> {
+            Ok(())
+        }
+
+        fn read_now(&mut self, _: &Arc<File>, _: ByteOffset, _: &mut [u8], _: Wait) -> bool {
+            false
+        }
+
+        fn will_read(&mut self, _: &Arc<File>, _: ByteOffset, _: ByteLen) {}
+
+        fn sync(&mut self, _: &Arc<File>, tag: OpTag) -> bool {
+            self.0.push(tag);
+            true
+        }
+
+        fn punch(&mut self, _: &Arc<File>, _: ByteOffset, _: ByteLen, _: OpTag) -> bool {
+            false
+        }
+
+        fn stat(&mut self, _: &Arc<File>, _: OpTag) -> bool {
+            false
+        }
+    }
+
+    fn flights() -> (Flights<Nowhere>, Arc<File>) {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        (Flights::new(Nowhere(Vec::new()), Box::new(|| Duration::from_secs(60)), 2), file)
+    }
+
+    fn purpose(lun: u8) -> Purpose {
+        Purpose { owner: Owner::Command, lun, image: 1, written: 0 }
+    }
+
+    #[test]
+    fn what_comes_back_twice_or_under_the_tag_of_another_is_nobodys() {
+        let (mut flights, file) = flights();
+        for round in 0..1000 {
+            assert!(flights.on(purpose(0)).sync(&file, OpTag(round)));
+            let tag = *flights.inner().0.last().unwrap();
+            assert_eq!(flights.land(tag).map(|flight| flight.tag), Some(OpTag(round)));
+            assert!(flights.land(tag).is_none() && flights.land(OpTag(u32::MAX)).is_none());
+        }
+        let tags = &flights.inner().0;
+        assert!((1..tags.len()).all(|n| !tags[..n].contains(&tags[n])), "a tag was used twice");
+    }
+
+    #[test]
+    fn a_drive_whose_operations_never_end_leaves_room_for_the_other() {
+        let (mut flights, file) = flights();
+        let taken = (0..100).filter(|_| flights.on(purpose(0)).sync(&file, OpTag(0))).count();
+        assert_eq!(taken, OTHERS_PER_DRIVE);
+        assert!(flights.on(purpose(1)).sync(&file, OpTag(0)));
+        let late =
+            std::iter::from_fn(|| flights.overdue(Duration::from_secs(70), |_| Duration::from_secs(10)));
+        assert_eq!(late.count(), OTHERS_PER_DRIVE + 1);
+        assert_eq!(flights.late(0, 1), (OTHERS_PER_DRIVE, false));
+        assert!(!flights.on(purpose(0)).sync(&file, OpTag(0)), "what is late still counts");
+    }
 }

@@ -28,7 +28,7 @@ use crate::{
         BusEvent, ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
-    media::Waker,
+    media::{Medium, Waker},
     ring::{
         MoveOp, Moved, Mover,
         pool::{Buf, Pool},
@@ -93,6 +93,8 @@ pub(super) struct Drive {
     pub(super) rw: bool,
     pub(super) block_size: BlockSize,
     pub(super) loaded: Option<Loaded>,
+    /// Images that were taken out while the ring still had something of them.
+    pub(super) left: Vec<(u32, Box<dyn Medium>)>,
     /// Counts images.
     pub(super) inserted: u32,
     pub(super) settling: Option<Settling>,
@@ -203,6 +205,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             rw,
             block_size,
             loaded: None,
+            left: Vec::new(),
             inserted: 0,
             settling: None,
             deadline,

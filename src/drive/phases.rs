@@ -369,7 +369,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.note_stored(lun, purpose.written);
                 Ok(())
             }
-            Err(error) => Err(self.fault(FaultKind::from(&error), Way::Write, None)),
+            // The ring was full: nothing was tried.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(sense::ABORTED_COMMAND),
+            Err(error) => Err(self.loss(FaultKind::from(&error))),
         };
         let unloaded = unload && result.is_ok();
         let status = self.target.complete(pending, result);

@@ -234,11 +234,24 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.prefetch.discard();
         let loaded = self.drive_mut(lun)?.loaded.take()?;
         self.mover.forget(lun);
-        let name = loaded.image.name();
-        close(loaded.image);
+        let (name, number) = (loaded.image.name(), loaded.number);
+        let is_held = self.mover.holds(lun, number);
+        match self.drive_mut(lun) {
+            Some(drive) if is_held => drive.left.push((number, loaded.image)),
+            _ => close(loaded.image),
+        }
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
         Some(name)
+    }
+
+    /// Closes images that were taken out once the ring has nothing of them left: with the last operation a file would be closed on
+    /// this thread, which for a server's may take for ever.
+    pub(super) fn close_left(&mut self, lun: u8) {
+        let Some(drive) = self.drives.get_mut(usize::from(lun)) else { return };
+        while let Some(at) = drive.left.iter().position(|(number, _)| !self.mover.holds(lun, *number)) {
+            close(drive.left.swap_remove(at).1);
+        }
     }
 
     fn set(&mut self, lun: u8, setting: Setting) -> Result<(), Refusal> {

@@ -85,23 +85,35 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// The one place where a fault of the image becomes sense data and a person hears of it.
     pub(super) fn fault(&mut self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
-        let Open { lun, opcode, .. } = self.open;
+        let lun = self.open.lun;
         let now = self.mover.now();
         let doubted = self.loaded(lun).is_some_and(|loaded| {
             let believed = loaded.back_since.is_some_and(|since| now.saturating_sub(since) < BELIEVED);
             may_come_back(kind, loaded.image.residence()) && (kind == FaultKind::TimedOut || !believed)
         });
         let sense = if doubted { sense::BECOMING_READY } else { fault::sense_of(kind, way, lba) };
+        self.tell_failed(kind, sense);
+        if doubted {
+            self.offline(lun, kind, None);
+        }
+        sense
+    }
+
+    /// As [`Function::fault`], of a sync.
+    pub(super) fn loss(&self, kind: FaultKind) -> Sense {
+        let sense = fault::sense_of_loss(kind);
+        self.tell_failed(kind, sense);
+        sense
+    }
+
+    fn tell_failed(&self, kind: FaultKind, sense: Sense) {
+        let Open { lun, opcode, .. } = self.open;
         self.tell(Event::Failed {
             drive: self.index(lun),
             opcode,
             sense: [sense.key.code(), sense.asc, sense.ascq],
             cause: kind.to_string(),
         });
-        if doubted {
-            self.offline(lun, kind, None);
-        }
-        sense
     }
 
     /// What a command for an image gets at once, if it must not touch it.
@@ -219,14 +231,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn stray(&mut self, flight: &Flight, done: &Moved) {
         let lun = flight.purpose.lun;
         if self.loaded(lun).is_none_or(|loaded| loaded.number != flight.purpose.image) {
-            return;
+            return self.close_left(lun);
         }
         match (flight.op, &done.result) {
             (MoveOp::Sync, Ok(_)) => self.note_stored(lun, flight.purpose.written),
             (MoveOp::Sync, Err(error)) => {
                 self.note_lost(lun, error);
                 // Whoever asked has had another answer.
-                let sense = fault::sense_of(FaultKind::from(error), Way::Write, None);
+                let sense = fault::sense_of_loss(FaultKind::from(error));
                 if let Some(unit) = self.target.unit_mut(lun) {
                     unit.defer(sense);
                 }

@@ -25,6 +25,8 @@ use ringdrive::{
 
 /// How long the functions together may take to make durable what the host wrote.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often to look whether a thread has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a function may take to answer a request when nothing but we asks for anything.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -131,7 +133,13 @@ impl Assembly {
             }
         }
         // A thread that waits for a storage is left to the end of the process.
-        for function in self.functions.into_iter().filter(|_| answered) {
+        let has_ended = |function: &Function| {
+            while !function.thread.join.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            function.thread.join.is_finished()
+        };
+        for function in self.functions.into_iter().filter(|function| answered && has_ended(function)) {
             match function.thread.join.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
