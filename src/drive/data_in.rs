@@ -3,6 +3,7 @@
 //! ```text
 //!   map ──► in memory? read at once ──────────────────────────┐
 //!       └─► else read by the ring ──► [window, in order] ──► send (IN pipe)
+//!       └─► not here yet: asked again when the medium wakes us, and so is the rest of a short read
 //! ```
 //! Up to [`WINDOW`] reads are under way at once and may end in any order; the bytes leave in order. The first chunk is small, so
 //! that the host gets its first packet early. Called by `phases`; owns no buffer that the ring or an engine holds.

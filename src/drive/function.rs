@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Called by `thread` (and the simulation) with one event at a time. Invariants: every [`scsi::Pending`](crate::scsi::Pending) is
-//! answered or abandoned; a command touches the image only when no operation of an abandoned one is under way; the next CBW read is
+//! answered or abandoned; a command touches the image only when no operation of an abandoned one may still end in
+//! time, and none that is late may change it; the next CBW read is
 //! queued right behind the CSW, which is safe because the OUT pipe is never halted but for an invalid CBW.
 
 use std::{collections::VecDeque, fmt, io, time::Duration};

@@ -34,6 +34,8 @@ pub struct Checker {
     writes: u64,
     /// Somebody is taking the medium out.
     going: bool,
+    /// The storage of the command at hand is slower than any should be.
+    held_up: bool,
     trace: bool,
 }
 
@@ -51,6 +53,7 @@ impl Checker {
             counted,
             writes: 0,
             going: false,
+            held_up: false,
             trace,
         }
     }
@@ -194,6 +197,11 @@ impl Checker {
         if took <= 2 * deadline + slack { Ok(()) } else { Err(format!("took {} ms", took / 1_000_000)) }
     }
 
+    /// How often storage of this unit was slower than any should be.
+    fn stuck(&self, lun: u8) -> u64 {
+        self.disks.get(usize::from(lun)).map_or(0, |disk| self.port.world.stuck(&disk.file))
+    }
+
     fn is_offline(&mut self, lun: u8) -> bool {
         let World { device, now, .. } = &mut self.port.world;
         device.source(*now, lun) == Some(SourceState::Offline)
@@ -253,15 +261,13 @@ impl Checker {
 
     /// Runs a command to its CSW and judges it.
     fn judged(&mut self, job: &Job, expected: Expected) -> Result<(), String> {
-        let stuck = self.port.world.stuck();
+        let stuck = self.stuck(job.lun);
         let was_offline = self.is_offline(job.lun);
         let faults = self.port.world.media.faults();
         let refused = self.port.world.bus.refused();
         match self.run(job, expected) {
             Ok(outcome) => {
-                let held_up = was_offline || self.port.world.stuck() > stuck || self.is_offline(job.lun);
-                // Whatever it was that held it up.
-                let faults = if held_up { 0 } else { faults };
+                self.held_up = was_offline || self.stuck(job.lun) > stuck || self.is_offline(job.lun);
                 let verdict = self.judge(job, expected, &outcome, faults);
                 verdict.map_err(|why| format!("{why}; {job:?} {expected:?} {:?}", outcome.csw))
             }
@@ -526,7 +532,7 @@ impl Checker {
         if deferred {
             return self.check_deferred(job.lun);
         }
-        if (key, code) == (2, [4, 1]) && self.port.world.media.faults() + self.port.world.stuck() > faults {
+        if (key, code) == (2, [4, 1]) && self.held_up && self.stuck(job.lun) > 0 {
             return self.await_source(job.lun);
         }
         let attentions = self.attentions.get_mut(usize::from(job.lun));
@@ -564,7 +570,7 @@ impl Checker {
                 self.mark("sync after a failed sync");
                 Ok(())
             }
-            (3 | 4 | 7 | 0xb | 2, _) if self.port.world.media.faults() > faults => {
+            (3 | 4 | 7 | 0xb, _) if self.port.world.media.faults() > faults => {
                 self.mark("medium fault");
                 Ok(())
             }

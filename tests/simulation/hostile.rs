@@ -109,7 +109,7 @@ impl Checker {
             Some((..SECOND, Ok(_))) => {}
             other => return Err(format!("forced eject: {other:?}")),
         }
-        let held_up = self.port.world.stuck() > 0;
+        let held_up = self.stuck(unit) > 0;
         if held_up
             || self.port.world.media.faults() > faults
             || self.port.world.media.has_lost(&self.disks[lun].file)

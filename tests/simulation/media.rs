@@ -102,8 +102,8 @@ struct State {
     faults: u64,
     /// By inode, until when the storage answers nothing.
     down: HashMap<u64, u64>,
-    /// Operations that were held up.
-    stuck: u64,
+    /// By inode, operations that were held up, or ended as if they had been.
+    stuck: HashMap<u64, u64>,
     /// Nothing is held up before then.
     calm_until: u64,
 }
@@ -128,16 +128,16 @@ impl State {
             return Err(buf);
         }
         let mut due = self.now + self.rng.u64(..self.rates.delay_max);
-        let inode = file.metadata().unwrap().ino();
+        let inode = inode_of(file);
         if self.now >= self.calm_until && self.happens(self.rates.outages) {
             self.down.insert(inode, self.now + self.rng.u64(..40 * SECOND));
         }
         if let Some(up) = self.down.get(&inode).copied().filter(|up| self.now < *up) {
             due = up + self.rng.u64(..self.rates.delay_max);
-            self.stuck += 1;
+            *self.stuck.entry(inode).or_default() += 1;
         } else if self.now >= self.calm_until && self.happens(self.rates.stuck) {
             due = if self.rng.bool() { NEVER } else { self.now + self.rng.u64(SECOND..60 * SECOND) };
-            self.stuck += 1;
+            *self.stuck.entry(inode).or_default() += 1;
         }
         self.flights.push(Flight { due, tag, file: file.clone(), buf, op });
         Ok(())
@@ -161,7 +161,10 @@ impl State {
             let errno = [nix::libc::ETIMEDOUT, nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ESTALE];
             // To ask a file that is gone what it is would tell that for good.
             let kinds = if matches!(flight.op, Op::Stat) { 2 } else { 4 };
-            io::Error::from_raw_os_error(errno[self.rng.usize(..kinds)])
+            let errno = errno[self.rng.usize(..kinds)];
+            let timed_out = u64::from(errno == nix::libc::ETIMEDOUT);
+            *self.stuck.entry(inode_of(&flight.file)).or_default() += timed_out;
+            io::Error::from_raw_os_error(errno)
         });
         let mut stat = None;
         let (op, result) = match flight.op {
@@ -225,6 +228,10 @@ impl State {
     }
 }
 
+fn inode_of(file: &File) -> u64 {
+    file.metadata().unwrap().ino()
+}
+
 fn stat_of(file: &File) -> FileStat {
     let found = file.metadata().unwrap();
     let modified = (found.mtime(), found.mtime_nsec());
@@ -242,7 +249,7 @@ impl Media {
             logs: HashMap::new(),
             faults: 0,
             down: HashMap::new(),
-            stuck: 0,
+            stuck: HashMap::new(),
             calm_until: 0,
         };
         let state = Rc::new(RefCell::new(state));
@@ -279,9 +286,9 @@ impl Media {
         flights.iter_mut().for_each(|flight| flight.due = flight.due.min(*now + rates.delay_max));
     }
 
-    /// Operations so far that took longer than any should.
-    pub fn stuck(&self) -> u64 {
-        self.0.borrow().stuck
+    /// Operations on this file so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        self.0.borrow().stuck.get(&inode_of(file)).copied().unwrap_or(0)
     }
 
     /// Longest delay of an operation that is not stuck.

@@ -1,7 +1,9 @@
 //! A medium whose bytes have to be fetched: a file, of which a piece is there some time after somebody asked for it.
 
 use std::{
+    collections::HashMap,
     fs::File,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -33,8 +35,8 @@ struct State {
     delay_max: Nanos,
     /// Of a thousand pieces, those that take much longer, or for ever.
     stuck: u32,
-    /// How many did.
-    were_stuck: u64,
+    /// How many did, by inode.
+    were_stuck: HashMap<u64, u64>,
     /// Of each medium that was made.
     media: Vec<(Vec<Piece>, Waker)>,
 }
@@ -65,7 +67,7 @@ impl Fetched {
     pub fn new(mut rng: Rng) -> Self {
         let delay_max = 1 << rng.u32(10..30);
         let stuck = if rng.u8(..2) == 0 { rng.u32(..30) } else { 0 };
-        let state = State { now: 0, rng, delay_max, stuck, were_stuck: 0, media: Vec::new() };
+        let state = State { now: 0, rng, delay_max, stuck, were_stuck: HashMap::new(), media: Vec::new() };
         Self { state: Arc::new(Mutex::new(state)), woken: Arc::new(AtomicBool::new(false)) }
     }
 
@@ -122,9 +124,10 @@ impl Fetched {
         }
     }
 
-    /// Pieces so far that took longer than any should.
-    pub fn stuck(&self) -> u64 {
-        self.state.lock().unwrap().were_stuck
+    /// Pieces of this file so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        let inode = file.metadata().unwrap().ino();
+        self.state.lock().unwrap().were_stuck.get(&inode).copied().unwrap_or(0)
     }
 
     /// Whether the device is to be told that a medium has woken it; asked once.
@@ -153,6 +156,7 @@ impl Medium for SlowMedium {
     fn map(&self, range: ByteRange) -> Extent {
         let mut state = self.fetched.state.lock().unwrap();
         let State { now, rng, delay_max, stuck, were_stuck, media } = &mut *state;
+        let inode = self.image.identity().inode;
         let (pieces, _) = &mut media[self.index];
         let numbers = range.start().0 / PIECE..range.end().0.div_ceil(PIECE).min(pieces.len() as u64);
         let mut here = 0;
@@ -163,7 +167,7 @@ impl Medium for SlowMedium {
                 Piece::Here | Piece::Coming(_) => {}
                 Piece::Elsewhere => {
                     let is_stuck = rng.u32(..1000) < *stuck;
-                    *were_stuck += u64::from(is_stuck);
+                    *were_stuck.entry(inode).or_default() += u64::from(is_stuck);
                     let late = if rng.bool() { Nanos::MAX } else { *now + rng.u64(SECOND..60 * SECOND) };
                     let due = if is_stuck { late } else { *now + rng.u64(..*delay_max) };
                     *piece = Piece::Coming(due);

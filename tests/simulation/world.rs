@@ -2,7 +2,7 @@
 //!
 //! Everything that could happen now happens in an order that the seed chooses; the clock moves only when nothing can.
 
-use std::{cell::Cell, collections::VecDeque, rc::Rc};
+use std::{cell::Cell, collections::VecDeque, fs::File, rc::Rc};
 
 use crate::{
     bus::Bus,
@@ -123,8 +123,8 @@ impl World {
         self.device.fetched.release();
     }
 
-    /// Operations and pieces so far that took longer than any should.
-    pub fn stuck(&self) -> u64 {
-        self.media.stuck() + self.device.fetched.stuck()
+    /// Operations on this file, and pieces of it, so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        self.media.stuck(file) + self.device.fetched.stuck(file)
     }
 }
