@@ -9,8 +9,9 @@ mod source;
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU16;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use source::Source;
@@ -32,6 +33,11 @@ pub const DRIVES_PER_FUNCTION_MAX: usize = 16;
 pub const SOCKET_DEFAULT: &str = "/run/ringdrive/control.sock";
 /// Where `ringdrived` looks for its file unless told otherwise.
 pub const CONFIG_DEFAULT: &str = "/etc/ringdrive/ringdrived.toml";
+
+/// How long an operation on an image may take, unless the file says otherwise.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// Hosts give a command up after 30 s, and most storage is never slower than a second.
+const DEADLINE_MS: RangeInclusive<u64> = 1_000..=25_000;
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const SERIAL_LEN_MAX: usize = 64;
@@ -122,6 +128,8 @@ pub struct Drive {
     pub rw: bool,
     /// Bytes in a block while it is a disk: 512 or 4096.
     pub block_size: BlockSize,
+    /// How long an operation on the image may take before its command is given up: 1 to 25 seconds.
+    pub deadline: Duration,
     /// INQUIRY T10 vendor identification: at most 8 printable ASCII characters.
     pub vendor: String,
     /// INQUIRY product identification: at most 16.
@@ -224,6 +232,7 @@ fn default_function(serial: &str) -> Function {
         image: None,
         rw: false,
         block_size: BlockSize::B512,
+        deadline: DEADLINE_DEFAULT,
         vendor: VENDOR_DEFAULT.to_owned(),
         product: default_product(kind).to_owned(),
         revision: REVISION_DEFAULT.to_owned(),
@@ -316,6 +325,7 @@ struct RawDrive {
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
     block_size: Option<Spanned<u32>>,
+    deadline_ms: Option<Spanned<u64>>,
     vendor: Option<Spanned<String>>,
     product: Option<Spanned<String>>,
     revision: Option<Spanned<String>>,
@@ -515,6 +525,7 @@ impl RawDrive {
             ));
         }
         let block_size = disk_block_size(self.block_size, kind, source)?;
+        let deadline = deadline(self.deadline_ms, source)?;
         let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
             value.map_or_else(|| Ok(default.to_owned()), |value| source.inquiry(value, key, len))
         };
@@ -524,6 +535,7 @@ impl RawDrive {
             image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
             block_size,
+            deadline,
             vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
             product: inquiry(self.product, "product", 16, default_product(kind))?,
             revision: inquiry(self.revision, "revision", 4, REVISION_DEFAULT)?,
@@ -531,6 +543,18 @@ impl RawDrive {
         };
         Ok((name_span, drive))
     }
+}
+
+fn deadline(value: Option<Spanned<u64>>, source: &Source<'_>) -> Result<Duration, ConfigError> {
+    let Some(value) = value else { return Ok(DEADLINE_DEFAULT) };
+    if DEADLINE_MS.contains(value.get_ref()) {
+        return Ok(Duration::from_millis(value.into_inner()));
+    }
+    Err(source.invalid(
+        value.span(),
+        format!("a deadline of {} ms is of no use", value.get_ref()),
+        "use 1000 to 25000, because hosts give a command up after 30 seconds",
+    ))
 }
 
 fn disk_block_size(

@@ -41,7 +41,7 @@ pub struct Immediate(VecDeque<Moved>);
 
 impl Immediate {
     fn done(&mut self, tag: OpTag, op: MoveOp, buf: Option<Buf>, result: io::Result<usize>) {
-        self.0.push_back(Moved { tag, op, buf, result });
+        self.0.push_back(Moved { tag, op, buf, result, stat: None });
     }
 }
 
@@ -81,6 +81,11 @@ impl Mover for Immediate {
 
     fn sync(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
         self.done(tag, MoveOp::Sync, None, Ok(0));
+        true
+    }
+
+    fn stat(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
+        self.done(tag, MoveOp::Stat, None, Ok(0));
         true
     }
 
@@ -149,6 +154,7 @@ impl Loop {
             identity: identity(),
             rw: true,
             block_size: BlockSize::B512,
+            deadline: Duration::from_secs(10),
         };
         let options = FunctionOptions {
             name: "bench".into(),

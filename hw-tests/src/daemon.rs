@@ -77,10 +77,10 @@ fn function_config(text: &mut String, function: &Function, backend: Backend) {
         function.name
     );
     for drive in &function.drives {
-        let Drive { name, kind, rw, block_size, vendor, product, .. } = drive;
+        let Drive { name, kind, rw, block_size, deadline_ms, vendor, product, .. } = drive;
         let _ = write!(
             text,
-            "\n[[function.drive]]\nname = \"{name}\"\nkind = \"{}\"\nrw = {rw}\nvendor = \"{vendor}\"\n\
+            "\n[[function.drive]]\nname = \"{name}\"\nkind = \"{}\"\nrw = {rw}\ndeadline_ms = {deadline_ms}\nvendor = \"{vendor}\"\n\
              product = \"{product}\"\n",
             kind.name()
         );

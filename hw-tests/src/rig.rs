@@ -77,6 +77,8 @@ pub struct Drive {
     pub rw: bool,
     /// Bytes in a block of a disk.
     pub block_size: u32,
+    /// How long an operation on the image may take.
+    pub deadline_ms: u32,
     /// INQUIRY: at most 8 characters.
     pub vendor: &'static str,
     /// INQUIRY: at most 16 characters.
@@ -88,7 +90,16 @@ impl Drive {
     #[must_use]
     pub fn disk() -> Self {
         let (vendor, product) = ("RINGTEST", "Test disk");
-        Self { name: "disk", kind: Kind::Disk, image: None, rw: false, block_size: 512, vendor, product }
+        Self {
+            name: "disk",
+            kind: Kind::Disk,
+            image: None,
+            rw: false,
+            block_size: 512,
+            deadline_ms: 10_000,
+            vendor,
+            product,
+        }
     }
 
     /// An empty optical drive.
@@ -101,6 +112,12 @@ impl Drive {
     #[must_use]
     pub fn with(self, image: &Path) -> Self {
         Self { image: Some(image.to_owned()), ..self }
+    }
+
+    /// That gives storage less time.
+    #[must_use]
+    pub fn deadline_ms(self, deadline_ms: u32) -> Self {
+        Self { deadline_ms, ..self }
     }
 
     /// That the host may write to.

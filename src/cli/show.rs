@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::control::ClientError;
 use crate::control::protocol::DriveReport;
-use crate::drive::{EjectedBy, Event, HostState, ImageState};
+use crate::drive::{EjectedBy, Event, HostState, ImageState, SourceState};
 use crate::gadget::Speed;
 use crate::scsi::Kind;
 use crate::units::ByteLen;
@@ -38,7 +38,13 @@ fn row(report: &DriveReport) -> [String; 8] {
         HostState::Connected { speed } => speed_name(speed).to_owned(),
         HostState::Suspended { speed } => format!("{}, asleep", speed_name(speed)),
     };
-    let flags = [(drive.prevented, "prevented"), (report.locked, "locked")];
+    let source = drive.image.as_ref().map(|image| image.source);
+    let flags = [
+        (drive.prevented, "prevented"),
+        (report.locked, "locked"),
+        (source == Some(SourceState::Offline), "offline"),
+        (source == Some(SourceState::Changed), "changed"),
+    ];
     let flags: Vec<_> = flags.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
     let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
     let dash = || "-".to_owned();
@@ -138,6 +144,15 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         Event::Reset { function } => format!("function {}: the host sent a reset\n", printable(&function)),
         Event::Suspended { function } => format!("function {}: the bus sleeps\n", printable(&function)),
         Event::Resumed { function } => format!("function {}: the bus is awake\n", printable(&function)),
+        Event::SourceOffline { drive, image, cause } => {
+            format!("drive {}: {} is offline: {}\n", drive.0, printable(&image), printable(&cause))
+        }
+        Event::SourceOnline { drive, image } => {
+            format!("drive {}: {} is online again\n", drive.0, printable(&image))
+        }
+        Event::SourceChanged { drive, image, cause } => {
+            format!("drive {}: {} has changed: {}\n", drive.0, printable(&image), printable(&cause))
+        }
         Event::Failed { drive, opcode, sense: [key, asc, ascq], cause } => format!(
             "drive {}: command {opcode:02x}h failed with sense {key:x}/{asc:02x}/{ascq:02x}: {}\n",
             drive.0,

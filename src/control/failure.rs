@@ -172,7 +172,7 @@ impl From<&Refusal> for Failure {
             Refusal::KindChanged => ErrorKind::WrongKind,
             Refusal::Inserted(_) => ErrorKind::Inserted,
             Refusal::Optical => ErrorKind::Optical,
-            Refusal::Sync(_) => ErrorKind::Sync,
+            Refusal::Sync(_) | Refusal::NotStored(_) => ErrorKind::Sync,
             Refusal::Busy => ErrorKind::Busy,
             Refusal::Stopped => ErrorKind::Stopped,
         };

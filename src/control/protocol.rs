@@ -218,16 +218,22 @@ pub const fn event_name(event: &Event) -> &'static str {
         Event::Reset { .. } => "reset",
         Event::Suspended { .. } => "suspended",
         Event::Resumed { .. } => "resumed",
+        Event::SourceOffline { .. } => "source_offline",
+        Event::SourceOnline { .. } => "source_online",
+        Event::SourceChanged { .. } => "source_changed",
         Event::Failed { .. } => "failed",
     }
 }
 
 /// Every [`event_name`].
-pub const EVENTS: [&str; 10] = [
+pub const EVENTS: [&str; 13] = [
     "inserted",
     "ejected",
     "prevented",
     "first_read",
+    "source_offline",
+    "source_online",
+    "source_changed",
     "connected",
     "disconnected",
     "reset",

@@ -73,6 +73,20 @@ pub struct ImageState {
     pub rw: bool,
     /// Whether the host has read from it since it was inserted.
     pub first_read: bool,
+    /// Whether its source answers.
+    pub source: SourceState,
+}
+
+/// Whether the storage under an image can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// It answers.
+    Online,
+    /// It did not answer in time; commands for the image are refused until it does.
+    Offline,
+    /// Somebody else has changed the image; commands for it are refused until it is inserted again.
+    Changed,
 }
 
 /// What the device port knows of the host.
@@ -166,6 +180,31 @@ pub enum Event {
         /// Which function.
         function: String,
     },
+    /// The source of an image does not answer. Its commands are refused as NOT READY, and it is asked again and again.
+    SourceOffline {
+        /// Which drive.
+        drive: DriveIndex,
+        /// Which image, as [`ImageState::name`].
+        image: String,
+        /// Why, for a person.
+        cause: String,
+    },
+    /// It answers again.
+    SourceOnline {
+        /// Which drive.
+        drive: DriveIndex,
+        /// Which image, as [`ImageState::name`].
+        image: String,
+    },
+    /// Somebody else has changed the image. Its commands are refused as MEDIUM ERROR until it is inserted again.
+    SourceChanged {
+        /// Which drive.
+        drive: DriveIndex,
+        /// Which image, as [`ImageState::name`].
+        image: String,
+        /// What happened, for a person.
+        cause: String,
+    },
     /// A command failed in a way that a person should hear of: not the everyday NOT READY, UNIT ATTENTION and ILLEGAL REQUEST.
     Failed {
         /// Which drive.
@@ -219,6 +258,11 @@ pub enum Refusal {
         "what the host wrote could not be stored: {0}; eject by force, and take the contents of the image with care"
     )]
     Sync(String),
+    /// What was written is still being made durable, or the storage no longer answers; the image was kept in the drive.
+    #[error(
+        "the storage of {0:?} has not stored yet what the host wrote; try again later, or eject by force and take the contents with care"
+    )]
+    NotStored(String),
     /// Too many requests wait.
     #[error("the drive has too many requests waiting; try again")]
     Busy,
@@ -346,6 +390,14 @@ impl Inbox {
 }
 
 impl Request {
+    /// Which drive it is about; `None`: all.
+    pub(super) fn lun(&self) -> Option<u8> {
+        match self {
+            Self::State { .. } | Self::Stats { .. } | Self::Stop { .. } => None,
+            Self::Insert { lun, .. } | Self::Eject { lun, .. } | Self::Set { lun, .. } => Some(*lun),
+        }
+    }
+
     /// Answers it with a refusal; a query with no drives.
     pub fn refuse(self, why: &Refusal) {
         match self {

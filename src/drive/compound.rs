@@ -24,7 +24,8 @@ use crate::{
 
 use super::{
     data_out::{self, DataOut},
-    fault::Way,
+    fault::{self, Way},
+    flights::Owner,
     function::{Function, OutEnd, Phase},
     pipes::{PipeError, Pipes, data_tag},
 };
@@ -363,6 +364,10 @@ impl Compound {
         self.waiting = false;
         let way = if done.op == MoveOp::Read { Way::Read } else { Way::Write };
         match (done.op, done.result, done.buf) {
+            (MoveOp::Sync, Err(error), _) => {
+                let sense = fault::sense_of_loss(FaultKind::from(&error));
+                self.step = Step::Done(Err(Failure::Told(sense)));
+            }
             (_, Err(error), _) => self.fail(FaultKind::from(&error), way),
             // A read or a write may be short; what comes of its rest tells why.
             (MoveOp::Read, Ok(n @ 1..), Some(buf)) => self.weigh(buf.get(..n).unwrap_or_default()),
@@ -372,7 +377,7 @@ impl Compound {
                 self.written(n);
             }
             (MoveOp::Write, Ok(_), _) => self.fail(FaultKind::NoSpace, way),
-            (MoveOp::Punch, Ok(_), _) => {}
+            (MoveOp::Punch | MoveOp::Stat, Ok(_), _) => {}
             (MoveOp::Sync, Ok(_), _) => self.step = Step::Done(Ok(())),
         }
     }
@@ -404,6 +409,21 @@ impl Compound {
             Some(_) => self.fail(FaultKind::Interrupted, Way::Write),
         }
         Some(())
+    }
+
+    /// Whether it waits for its image, not for the host.
+    pub(super) fn awaits_image(&self) -> bool {
+        matches!(self.step, Step::Compare | Step::Write | Step::Punch | Step::Store)
+    }
+
+    pub(super) fn left_of_image(&self) -> u64 {
+        self.ahead.len().0
+    }
+
+    /// Ends here, whatever is still under way.
+    pub(super) fn give_up(&mut self, kind: FaultKind) {
+        self.waiting = false;
+        self.fail(kind, if self.step == Step::Compare { Way::Read } else { Way::Write });
     }
 
     fn fail(&mut self, kind: FaultKind, way: Way) {
@@ -454,7 +474,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let medium = self.target.unit(lun).and_then(scsi::Unit::medium);
         let ended = match (loaded, medium) {
             (Some(loaded), Some(medium)) => {
-                data.pump(&*loaded.image, medium, &mut self.mover, &mut self.pipes)?
+                let mut mover = self.mover.on(loaded.purpose(Owner::Command, lun));
+                data.pump(&*loaded.image, medium, &mut mover, &mut self.pipes)?
             }
             _ => Some(Err(Failure::Fault { kind: FaultKind::Gone, way: Way::Read, lba: None })),
         };

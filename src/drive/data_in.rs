@@ -3,6 +3,7 @@
 //! ```text
 //!   map ──► in memory? read at once ──────────────────────────┐
 //!       └─► else read by the ring ──► [window, in order] ──► send (IN pipe)
+//!       └─► not here yet: asked again when the medium wakes us, and so is the rest of a short read
 //! ```
 //! Up to [`WINDOW`] reads are under way at once and may end in any order; the bytes leave in order. The first chunk is small, so
 //! that the host gets its first packet early. Called by `phases`; owns no buffer that the ring or an engine holds.
@@ -93,6 +94,8 @@ pub(super) struct DataIn {
     immediate: bool,
     /// A byte so far was not at hand.
     waited: bool,
+    /// It ends here, whatever is still under way.
+    failed: Option<FaultKind>,
     /// Length of the next chunk while bytes are in memory.
     chunk: usize,
 }
@@ -118,6 +121,7 @@ impl DataIn {
             next: 0,
             immediate: residence != Residence::Remote,
             waited: false,
+            failed: None,
             chunk: FIRST_CHUNK,
         };
         if let Some(head) = head {
@@ -160,6 +164,19 @@ impl DataIn {
         self.waited
     }
 
+    /// Whether the next bytes for the host are what it waits for.
+    pub(super) fn awaits_image(&self) -> bool {
+        let next = self.window.get(slot_of(self.first)).and_then(Option::as_ref);
+        next.is_some_and(|chunk| matches!(chunk.state, State::Wanting(_) | State::Reading))
+    }
+
+    /// Ends here. What it waited for that was not even to be asked for.
+    pub(super) fn fail(&mut self, kind: FaultKind) -> Option<ByteRange> {
+        self.failed = Some(kind);
+        let next = self.window.get(slot_of(self.first)).and_then(Option::as_ref)?;
+        matches!(next.state, State::Wanting(_)).then_some(next.missing)
+    }
+
     /// The first block that has not been queued or verified.
     pub(super) fn lba(&self, block: BlockSize) -> Lba {
         Lba((self.start.0 + self.moved) / u64::from(block.bytes()))
@@ -187,6 +204,9 @@ impl DataIn {
         mover: &mut impl Mover,
         pipes: &mut Pipes<E>,
     ) -> Result<Progress, PipeError> {
+        if let Some(kind) = self.failed {
+            return Ok(Progress::Fault(kind));
+        }
         self.go_on(medium, mover);
         self.ask(medium, mover, pipes);
         while let Some(slot) = self.window.get_mut(slot_of(self.first)) {

@@ -104,11 +104,13 @@ impl DataOut {
     /// Writes what can be written, asks for what fits into the window, and says how far the phase is.
     pub(super) fn pump<E: Endpoints>(
         &mut self,
-        medium: Option<&dyn Medium>,
-        mover: &mut impl Mover,
+        image: Option<(&dyn Medium, &mut impl Mover)>,
         pipes: &mut Pipes<E>,
     ) -> Result<Progress, PipeError> {
-        self.write_pieces(medium, mover);
+        match image {
+            Some((medium, mover)) => self.write_pieces(medium, mover),
+            None => self.give_up(FaultKind::Gone),
+        }
         while self.left > 0 && self.queued < WINDOW && self.queued + self.writing() < PIECES {
             let Some(buf) = pipes.data() else { break };
             let all_but_last = self.left.saturating_sub(1) / LAST_CHUNK * LAST_CHUNK;
@@ -161,6 +163,17 @@ impl DataOut {
         }
     }
 
+    /// Whether it waits for its image.
+    pub(super) fn awaits_image(&self) -> bool {
+        self.writing() > 0
+    }
+
+    /// Takes what the host still sends, and stores no more of it, whatever is still under way.
+    pub(super) fn give_up(&mut self, kind: FaultKind) {
+        self.fail(kind);
+        self.pieces = [const { None }; PIECES];
+    }
+
     fn fail(&mut self, kind: FaultKind) {
         self.fault.get_or_insert(kind);
     }
@@ -192,22 +205,22 @@ impl DataOut {
     }
 
     /// Starts to write what came, as far as its place is at hand and the ring has room.
-    fn write_pieces(&mut self, medium: Option<&dyn Medium>, mover: &mut impl Mover) {
+    fn write_pieces(&mut self, medium: &dyn Medium, mover: &mut impl Mover) {
         let durable = matches!(self.sink, Sink::Image { durable: true, .. });
         for (slot, tag) in self.pieces.iter_mut().zip(0..) {
             let Some(Piece { place, from, buf: held @ Some(_) }) = slot else { continue };
-            let fault = match medium.map(|medium| medium.map(*place)) {
+            let fault = match medium.map(*place) {
                 _ if self.fault.is_some() => self.fault,
-                Some(Extent::File { file, offset, len }) if len == place.len() => {
+                Extent::File { file, offset, len } if len == place.len() => {
                     let part = *from..*from + len.to_usize();
                     let write = |buf| mover.write(&file, offset, buf, part, durable, OpTag(tag)).err();
                     *held = held.take().and_then(write);
                     None
                 }
-                Some(Extent::Pending { .. }) => None,
-                Some(Extent::Fault { kind, .. }) => Some(kind),
+                Extent::Pending { .. } => None,
+                Extent::Fault { kind, .. } => Some(kind),
                 // What is written to is one extent; scsi let no write through to a medium that is not writable.
-                Some(Extent::File { .. } | Extent::Zero { .. }) | None => Some(FaultKind::ReadOnly),
+                Extent::File { .. } | Extent::Zero { .. } => Some(FaultKind::ReadOnly),
             };
             if fault.is_some() {
                 self.fault = fault;

@@ -24,6 +24,7 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
     let sense = match kind {
         FaultKind::OutOfRange => sense::LBA_OUT_OF_RANGE,
         FaultKind::Truncated
+        | FaultKind::Changed
         | FaultKind::Io
         | FaultKind::Damaged
         | FaultKind::Stale
@@ -33,12 +34,20 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         FaultKind::ReadOnly => sense::WRITE_PROTECTED,
         FaultKind::Permission | FaultKind::Refused => sense::INTERNAL_TARGET_FAILURE,
         FaultKind::Unreachable | FaultKind::TimedOut => sense::BECOMING_READY,
-        FaultKind::Gone => sense::MEDIUM_NOT_PRESENT,
+        FaultKind::Gone | FaultKind::Ejected => sense::MEDIUM_NOT_PRESENT,
         FaultKind::NoMemory | FaultKind::Interrupted => sense::ABORTED_COMMAND,
     };
     match lba {
         Some(lba) if sense == medium_error => sense.with_information(lba.0),
         _ => sense,
+    }
+}
+
+/// What the host is told of a sync that failed: whatever the cause, what it wrote before may be lost, and no retry brings it back.
+pub(super) fn sense_of_loss(kind: FaultKind) -> Sense {
+    match sense_of(kind, Way::Write, None) {
+        sense::BECOMING_READY | sense::ABORTED_COMMAND => sense::WRITE_ERROR,
+        sense => sense,
     }
 }
 

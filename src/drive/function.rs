@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Called by `thread` (and the simulation) with one event at a time. Invariants: every [`scsi::Pending`](crate::scsi::Pending) is
-//! answered or abandoned; a command touches the image only when no operation of an abandoned one is under way; the next CBW read is
+//! answered or abandoned; a command touches the image only when no operation of an abandoned one may still end in
+//! time, and none that is late may change it; the next CBW read is
 //! queued right behind the CSW, which is safe because the OUT pipe is never halted but for an invalid CBW.
 
 use std::{collections::VecDeque, fmt, io, time::Duration};
@@ -28,7 +29,7 @@ use crate::{
         BusEvent, ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
-    media::Waker,
+    media::{Medium, Waker},
     ring::{
         MoveOp, Moved, Mover,
         pool::{Buf, Pool},
@@ -42,10 +43,12 @@ use super::{
     compound::Compound,
     data_in::DataIn,
     data_out::DataOut,
-    pipes::{CBW, CSW, Counted, PipeError, Pipes},
-    prefetch::{PREFETCH, Prefetch},
-    requests::{Loaded, SETTLE, Settling},
+    flights::{self, Flights, Interest, Owner, Purpose},
+    loaded::Loaded,
+    pipes::{CBW, CSW, PipeError, Pipes},
+    prefetch::Prefetch,
     sectors_in::SectorsIn,
+    settle::{Settling, Stopping},
     statistics::{Clock, Statistics, Tally},
 };
 
@@ -67,6 +70,8 @@ pub struct DriveOptions {
     pub rw: bool,
     /// Its logical block length while it is a disk.
     pub block_size: BlockSize,
+    /// How long an operation on its image may take.
+    pub deadline: Duration,
 }
 
 /// A function as configured.
@@ -89,6 +94,12 @@ pub(super) struct Drive {
     pub(super) rw: bool,
     pub(super) block_size: BlockSize,
     pub(super) loaded: Option<Loaded>,
+    /// Images that were taken out while the ring still had something of them.
+    pub(super) left: Vec<(u32, Box<dyn Medium>)>,
+    /// Counts images.
+    pub(super) inserted: u32,
+    pub(super) settling: Option<Settling>,
+    pub(super) deadline: Duration,
     /// As last told by an event.
     pub(super) prevented: bool,
     pub(super) statistics: Statistics,
@@ -154,19 +165,21 @@ pub struct Function<E, M> {
     pub(super) bot: Bot,
     pub(super) target: Target,
     pub(super) drives: Vec<Drive>,
-    pub(super) mover: Counted<M>,
+    pub(super) mover: Flights<M>,
     pub(super) host: HostState,
-    pub(super) waiting: VecDeque<Request>,
-    pub(super) settling: Option<Settling>,
+    /// And since when.
+    pub(super) waiting: VecDeque<(Duration, Request)>,
+    pub(super) stop: Option<Stopping>,
     pub(super) stopping: bool,
     pub(super) stopped: bool,
     events: EventSink,
-    pub(super) clock: Clock,
     pub(super) waker: Waker,
     pub(super) prefetch: Prefetch,
     pub(super) pipes: Pipes<E>,
     pub(super) phase: Phase,
     pub(super) open: Open,
+    /// When the command at hand last went on.
+    pub(super) progress: Duration,
     halt_again: bool,
 }
 
@@ -183,13 +196,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         events: EventSink,
         clock: Clock,
     ) -> Result<Self, F> {
-        let pipes = Pipes::new(endpoints)?;
+        let drives = options.drives.len();
+        let pipes = Pipes::new(endpoints, drives)?;
         let mover = mover(&pipes.pools())?;
         let units =
             options.drives.iter().map(|drive| Unit::new(drive.kind, drive.identity.clone())).collect();
-        let drive = |DriveOptions { name, rw, block_size, .. }| {
-            let statistics = Statistics::new();
-            Drive { name, rw, block_size, loaded: None, prevented: false, statistics }
+        let drive = |DriveOptions { name, rw, block_size, deadline, .. }| Drive {
+            name,
+            rw,
+            block_size,
+            loaded: None,
+            left: Vec::new(),
+            inserted: 0,
+            settling: None,
+            deadline,
+            prevented: false,
+            statistics: Statistics::new(),
         };
         Ok(Self {
             name: options.name,
@@ -197,19 +219,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             bot: Bot::new(options.stall),
             target: Target::new(units),
             drives: options.drives.into_iter().map(drive).collect(),
-            mover: Counted::new(mover),
+            mover: Flights::new(mover, clock, drives),
             host: HostState::Disconnected,
             waiting: VecDeque::with_capacity(super::command::REQUESTS_MAX),
-            settling: None,
+            stop: None,
             stopping: false,
             stopped: false,
             events,
-            clock,
             waker: Waker::default(),
             prefetch: Prefetch::default(),
             pipes,
             phase: Phase::Down,
             open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
+            progress: Duration::ZERO,
             halt_again: false,
         })
     }
@@ -228,8 +250,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// does no harm.
     pub fn timer(&self) -> Option<Duration> {
         let soon = self.halt_again || matches!(self.phase, Phase::Aborting(_));
-        let late = self.pipes.queued(Pipe::In) > 0;
-        if soon { Some(LOOK_SOON) } else { late.then_some(LOOK_LATE) }
+        if soon {
+            return Some(LOOK_SOON);
+        }
+        let late = (self.pipes.queued(Pipe::In) > 0 || self.wants_room()).then_some(LOOK_LATE);
+        [late, self.next_overdue(), self.next_settled(), self.next_served()].into_iter().flatten().min()
     }
 
     /// Whether a stop has been carried out, and the thread may end.
@@ -247,8 +272,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub fn tick(&mut self) {
         self.endpoints_ready();
         self.halt_again = false;
-        let halted = self.try_halt();
-        self.settle_pipes(halted);
+        let went = self.try_halt().and_then(|()| self.overdue()).and_then(|()| self.pump());
+        self.settle_pipes(went);
+        self.settle_all();
+        let went = self.start_held();
+        self.settle_pipes(went);
+        self.serve();
     }
 
     /// Takes whatever the endpoints have finished; whether there was anything.
@@ -264,31 +293,41 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// An image operation is done.
     pub fn moved(&mut self, done: Moved) {
-        if done.op == MoveOp::Sync && done.tag == SETTLE {
-            self.settled(done.result);
-            let went = self.start_held();
-            self.settle_pipes(went);
-            return self.serve();
-        }
-        let went = if done.tag == PREFETCH {
-            match self.prefetch.done(done, (self.clock)()) {
-                Some(done) => self.command_moved(done),
-                // There may have been no room for a command's own read.
-                None => self.pump(),
+        let tag = done.tag;
+        let Some(flight) = self.mover.land(tag) else { return };
+        let done = flights::as_known(done, &flight);
+        let lun = flight.purpose.lun;
+        let went = match (flight.interest, flight.purpose.owner) {
+            (Interest::Awaited, Owner::Command) => {
+                self.progress = self.mover.now();
+                self.command_moved(done, flight.purpose)
             }
-        } else {
-            self.command_moved(done)
+            (Interest::Awaited, Owner::Ahead) => {
+                let now = self.mover.now();
+                self.prefetch.done(tag, done, now);
+                Ok(())
+            }
+            (Interest::Awaited, Owner::Settle) if self.settles(lun) => {
+                self.settle_synced(lun, flight.purpose.written, done.result);
+                Ok(())
+            }
+            _ => {
+                self.stray(&flight, &done);
+                drop(done);
+                Ok(())
+            }
         };
-        let went = went.and_then(|()| self.start_held());
+        // There may have been no room for what the command at hand, or a request, wants.
+        let went = went.and_then(|()| self.start_held()).and_then(|()| self.pump());
         self.settle_pipes(went);
+        self.settle_all();
         self.serve();
     }
 
-    fn command_moved(&mut self, done: Moved) -> Result<(), PipeError> {
-        self.mover.done();
+    fn command_moved(&mut self, done: Moved, purpose: Purpose) -> Result<(), PipeError> {
         match done.op {
             MoveOp::Sync if matches!(self.phase, Phase::Compound { .. }) => self.compound_moved(done),
-            MoveOp::Sync => self.synced(done.tag, done.result),
+            MoveOp::Sync => self.synced(purpose, done.result),
             MoveOp::Read => match &mut self.phase {
                 Phase::In { data, .. } => {
                     data.read_done(done);
@@ -308,7 +347,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 }
                 _ => self.compound_moved(done),
             },
-            MoveOp::Punch => self.compound_moved(done),
+            MoveOp::Punch | MoveOp::Stat => self.compound_moved(done),
         }
     }
 
@@ -374,13 +413,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         DriveIndex(self.first.0 + u16::from(lun))
     }
 
-    /// Between two commands, with nothing of an abandoned one under way.
-    pub(super) fn quiet(&self) -> bool {
-        matches!(self.phase, Phase::Down | Phase::Idle | Phase::Broken { .. })
-            && self.mover.in_flight() == 0
-            && self.settling.is_none()
-    }
-
     /// Lets go of the host for good.
     pub(super) fn disconnect(&mut self) {
         self.stopping = true;
@@ -388,6 +420,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn endpoint_done(&mut self, done: EndpointDone) -> Result<(), PipeError> {
+        self.progress = self.mover.now();
         if matches!(self.phase, Phase::Aborting(_)) {
             return self.try_restart();
         }
@@ -414,20 +447,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// A medium has called its waker: bytes that were [pending](crate::media::Extent::Pending) may be here.
-    pub fn woken(&mut self) {
-        let went = self.pump();
-        self.settle_pipes(went);
-        self.serve();
-    }
-
-    /// What media that are inserted from now on call when they have news; it must bring about [`Function::woken`].
-    pub fn set_waker(&mut self, waker: Waker) {
-        self.waker = waker;
-    }
-
     /// Goes on with a phase that may have waited for a buffer, for room in a queue, or for bytes.
-    fn pump(&mut self) -> Result<(), PipeError> {
+    pub(super) fn pump(&mut self) -> Result<(), PipeError> {
         match self.phase {
             Phase::In { .. } => self.pump_in(),
             Phase::Sectors { .. } => self.pump_sectors(),
@@ -480,7 +501,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// What a refused or failed request means for the function.
-    fn settle_pipes(&mut self, went: Result<(), PipeError>) {
+    pub(super) fn settle_pipes(&mut self, went: Result<(), PipeError>) {
         match went {
             Ok(()) => {}
             Err(PipeError(TransferError::Disabled)) => self.abort(After::Down),
@@ -527,6 +548,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             | Phase::Aborting(_) => {}
         }
         self.halt_again = false;
+        self.mover.give_up(Interest::Abandoned);
         self.prefetch.discard();
         self.pipes.cancel(Pipe::In);
         self.pipes.cancel(Pipe::Out);

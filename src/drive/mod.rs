@@ -12,7 +12,9 @@
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
 //! | `compound` | commands of several steps: comparing, WRITE SAME, UNMAP |
 //! | `sectors_in` | a data-in phase of whole CD sectors, built from the image's blocks |
-//! | `requests` | insert, eject, settings |
+//! | `requests`, `settle` | insert, eject, settings; what was written is made durable |
+//! | `loaded`, `source` | an image in a drive; what happens when its storage does not answer |
+//! | `flights` | the operations that the ring holds, their deadlines, and whether anybody still waits |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
@@ -24,19 +26,23 @@ mod compound;
 mod data_in;
 mod data_out;
 mod fault;
+mod flights;
 pub mod function;
+mod loaded;
 mod phases;
 mod pipes;
 mod prefetch;
 mod read_ahead;
 mod requests;
 mod sectors_in;
+mod settle;
+mod source;
 pub mod statistics;
 pub mod thread;
 
 pub use command::{
     DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
-    ReplyTo, Request, Setting,
+    ReplyTo, Request, Setting, SourceState,
 };
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
 pub use requests::block_size;

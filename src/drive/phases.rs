@@ -18,27 +18,25 @@ use crate::{
     media::{Allocation, FaultKind},
     ring::{Mover, OpTag, pool::Buf},
     scsi::{Compound, ListReply, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
-    units::{BlockRange, Blocks, ByteLen, ByteRange, Lba},
+    units::{BlockRange, Blocks, ByteLen, ByteRange},
 };
 
 use super::{
-    command::Event,
     data_in::{self, DataIn, Progress},
     data_out::{self, DataOut},
-    fault::{self, Way},
+    fault::Way,
+    flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
     pipes::PipeError,
     statistics::{Outcome, Transfer},
 };
 
-/// The sync of a host's command to `lun`.
-fn sync_tag(lun: u8) -> OpTag {
-    OpTag(lun.into())
-}
-
 impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
         let lun = command.lun.0;
+        // What a command that ended early had under way.
+        self.mover.give_up(Interest::Abandoned);
+        self.progress = self.mover.now();
         let opcode = command.cdb.first().copied().unwrap_or_default();
         self.open = Open { lun, opcode, data: DataPhase::None, listed: 0, tally: Some(self.tally(opcode)) };
         let mut response = self.pipes.small()?;
@@ -130,23 +128,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Starts the command that waits for the image to be quiet.
     pub(super) fn start_held(&mut self) -> Result<(), PipeError> {
-        if self.mover.in_flight() > 0
-            || self.settles(self.open.lun)
-            || !matches!(self.phase, Phase::Held { .. })
-        {
+        let lun = self.open.lun;
+        let Phase::Held { op, .. } = self.phase else { return Ok(()) };
+        let refused = if op == MediaOp::Load { None } else { self.untouchable(lun, op) };
+        if refused.is_none() && (self.mover.is_busy(lun) || self.settles(lun)) {
             return Ok(());
         }
-        let Phase::Held { op, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
+        let Phase::Held { pending, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
-        let range = match op {
-            MediaOp::Read(range)
-            | MediaOp::ReadSectors { range, .. }
-            | MediaOp::Verify(range)
-            | MediaOp::Write { range, .. } => self.bytes(range),
-            _ => None,
-        };
-        let lun = self.open.lun;
+        if let Some(sense) = refused {
+            return self.complete(pending, Err(sense));
+        }
+        let range = op.blocks_moved().and_then(|range| self.bytes(range));
         let head = match (op, range) {
             (MediaOp::Read(_), Some(range)) => self.prefetched(lun, range),
             _ => {
@@ -181,7 +175,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
             (MediaOp::Write { fua, .. }, Some(range), DataPhase::Out { receive, keep }) => {
                 // With FUA too: what it stores before it fails or is abandoned is not durable.
-                loaded.dirty = true;
+                loaded.written = loaded.written.wrapping_add(1);
                 let block = loaded.image.block_size();
                 let sink = data_out::Sink::Image { ahead: range, block, durable: fua };
                 self.phase =
@@ -202,13 +196,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn start_sync(&mut self, unload: bool, pending: Pending) -> Result<(), PipeError> {
         let lun = self.open.lun;
         let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
-        let (lost, file) = loaded.map_or((false, None), |loaded| (loaded.lost, loaded.unstored_file()));
+        let Some(loaded) = loaded else { return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT)) };
+        let purpose = loaded.purpose(Owner::Command, lun);
+        let file = loaded.unstored_file();
+        let lost = loaded.lost;
         self.phase = Phase::Sync { pending, unload };
         match file {
-            _ if lost => self.synced(sync_tag(lun), Err(io::Error::from_raw_os_error(libc::EIO))),
-            Some(file) if self.mover.sync(&file, sync_tag(lun)) => Ok(()),
-            Some(_) => self.synced(sync_tag(lun), Err(io::ErrorKind::ResourceBusy.into())),
-            None => self.synced(sync_tag(lun), Ok(0)),
+            _ if lost => self.synced(purpose, Err(io::Error::from_raw_os_error(libc::EIO))),
+            Some(file) if self.mover.on(purpose).sync(&file, OpTag(0)) => Ok(()),
+            Some(_) => self.synced(purpose, Err(io::ErrorKind::ResourceBusy.into())),
+            None => self.synced(purpose, Ok(0)),
         }
     }
 
@@ -228,17 +225,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         match (op, range, self.open.data) {
             (MediaOp::Compound(op), ..) => {
-                loaded.dirty |= !op.only_reads();
+                loaded.written = loaded.written.wrapping_add(u32::from(!op.only_reads()));
                 self.start_compound(op, pending)
             }
             (MediaOp::FlushSoon, ..) => {
                 let (lost, file) = (loaded.lost, loaded.unstored_file());
                 // One that the ring has no room for is left to the next flush.
-                let _ = file.is_some_and(|file| self.mover.sync(&file, sync_tag(lun)));
+                let purpose = loaded.purpose(Owner::Flush, lun);
+                let _ = file.is_some_and(|file| self.mover.on(purpose).sync(&file, OpTag(0)));
                 self.complete(pending, if lost { Err(sense::WRITE_ERROR) } else { Ok(()) })
             }
             (MediaOp::Prefetch(_), Some(range), _) => {
-                loaded.will_read(range, &mut self.mover);
+                loaded.will_read(range, &mut self.mover.on(loaded.purpose(Owner::Ahead, lun)));
                 self.complete(pending, Ok(()))
             }
             (MediaOp::LbaStatus { start, .. }, Some(range), DataPhase::In { send }) => {
@@ -269,18 +267,26 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn pump_in(&mut self) -> Result<(), PipeError> {
         let Phase::In { data, .. } = &mut self.phase else { return Ok(()) };
-        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
+        let lun = self.open.lun;
+        let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&*loaded.image, &mut self.mover, &mut self.pipes)?,
+            Some(loaded) => {
+                let mut mover = self.mover.on(loaded.purpose(Owner::Command, lun));
+                data.pump(&*loaded.image, &mut mover, &mut self.pipes)?
+            }
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {
             return Ok(());
         }
+        let block = loaded.map(|loaded| loaded.image.block_size());
+        let progress = match (progress, self.look_at_file(lun)) {
+            (Progress::Done, Err(kind)) => Progress::Fault(kind),
+            (progress, _) => progress,
+        };
         let Phase::In { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
-        let block = loaded.map(|loaded| loaded.image.block_size());
         if let Some(loaded) = self.drive_mut(self.open.lun).and_then(|drive| drive.loaded.as_mut()) {
             loaded.slow |= data.waited();
         }
@@ -300,19 +306,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// The one place where a fault of the image becomes sense data and a person hears of it.
-    pub(super) fn fault(&self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
-        let sense = fault::sense_of(kind, way, lba);
-        let Open { lun, opcode, .. } = self.open;
-        self.tell(Event::Failed {
-            drive: self.index(lun),
-            opcode,
-            sense: [sense.key.code(), sense.asc, sense.ascq],
-            cause: kind.to_string(),
-        });
-        sense
-    }
-
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
         let Phase::Out { data, .. } = &mut self.phase else { return self.compound_received(done) };
         data.received(done, &mut self.pipes);
@@ -323,7 +316,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::Out { data, .. } = &mut self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
         let medium = loaded.map(|loaded| &*loaded.image);
-        let progress = data.pump(medium, &mut self.mover, &mut self.pipes)?;
+        let purpose = loaded.map(|loaded| loaded.purpose(Owner::Command, self.open.lun));
+        let mut mover = purpose.map(|purpose| self.mover.on(purpose));
+        let progress = data.pump(medium.zip(mover.as_mut()), &mut self.pipes)?;
         if progress == Progress::Going {
             return Ok(());
         }
@@ -356,14 +351,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.end(status, moved)
     }
 
-    pub(super) fn synced(&mut self, tag: OpTag, result: io::Result<usize>) -> Result<(), PipeError> {
-        let lun = u8::try_from(tag.0).unwrap_or(u8::MAX);
+    /// The sync of the command at hand has ended.
+    pub(super) fn synced(&mut self, purpose: Purpose, result: io::Result<usize>) -> Result<(), PipeError> {
+        let lun = purpose.lun;
         if let Err(error) = &result {
             self.note_lost(lun, error);
         }
         let (pending, unload) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Sync { pending, unload } => (pending, unload),
-            // It was the sync of an abandoned command.
             other => {
                 self.phase = other;
                 return Ok(());
@@ -371,10 +366,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         let result = match result {
             Ok(_) => {
-                self.note_stored(lun);
+                self.note_stored(lun, purpose.written);
                 Ok(())
             }
-            Err(error) => Err(self.fault(FaultKind::from(&error), Way::Write, None)),
+            // The ring was full: nothing was tried.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(sense::ABORTED_COMMAND),
+            Err(error) => Err(self.loss(FaultKind::from(&error))),
         };
         let unloaded = unload && result.is_ok();
         let status = self.target.complete(pending, result);

@@ -3,17 +3,15 @@
 //! Called by the phases of `function`. Invariant: `queued` counts every request between its submission and its completion, so
 //! that an abort knows when the pipes are quiet.
 
-use std::{fs::File, io, ops::Range, sync::Arc};
+use std::io;
 
 use crate::{
     bot::CSW_LEN,
     gadget::endpoints::{EndpointDone, Endpoints, Halted, Pipe, Tag, TransferError, Wake},
-    ring::{
-        Mover, OpTag, Wait,
-        pool::{Buf, Pool},
-    },
-    units::{ByteLen, ByteOffset},
+    ring::pool::{Buf, Pool},
 };
+
+use super::flights::BUFFERS_PER_DRIVE;
 
 /// A CBW read.
 pub(super) const CBW: Tag = Tag(u32::MAX);
@@ -33,6 +31,8 @@ const SMALL_COUNT: usize = 12;
 pub(super) const DATA_LEN: usize = 256 * 1024;
 /// A window, what is queued to the host, and what was brought for the next command.
 const DATA_COUNT: usize = 13;
+/// So many buffers are there at most; of sixteen drives fifteen may be dead, and a window is left.
+const DATA_COUNT_MAX: usize = 64;
 
 /// The pipe could not take a request, so the transfer cannot go on.
 #[derive(Debug)]
@@ -50,11 +50,13 @@ pub(super) struct Pipes<E> {
 }
 
 impl<E: Endpoints> Pipes<E> {
-    pub(super) fn new(endpoints: E) -> io::Result<Self> {
+    /// With what the ring may never give back of every drive but one.
+    pub(super) fn new(endpoints: E, drives: usize) -> io::Result<Self> {
+        let count = DATA_COUNT + drives.saturating_sub(1) * BUFFERS_PER_DRIVE;
         Ok(Self {
             endpoints,
             small: Pool::new(SMALL_COUNT, SMALL_LEN)?,
-            data: Pool::new(DATA_COUNT, DATA_LEN)?,
+            data: Pool::new(count.min(DATA_COUNT_MAX), DATA_LEN)?,
             queued_in: 0,
             queued_out: 0,
             halted: Vec::with_capacity(2),
@@ -157,85 +159,5 @@ impl<E: Endpoints> Pipes<E> {
 
     pub(super) fn flush(&mut self) {
         self.endpoints.flush();
-    }
-}
-
-/// A [`Mover`] that counts what it holds, so that a command starts only when nothing of an abandoned one is under way.
-#[derive(Debug)]
-pub(super) struct Counted<M> {
-    mover: M,
-    in_flight: u32,
-}
-
-impl<M> Counted<M> {
-    pub(super) fn new(mover: M) -> Self {
-        Self { mover, in_flight: 0 }
-    }
-
-    pub(super) fn inner(&mut self) -> &mut M {
-        &mut self.mover
-    }
-
-    pub(super) fn in_flight(&self) -> u32 {
-        self.in_flight
-    }
-
-    /// An operation that was started past the count belongs to a command now.
-    pub(super) fn adopt(&mut self) {
-        self.in_flight += 1;
-    }
-
-    /// One operation has come back.
-    pub(super) fn done(&mut self) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-    }
-}
-
-impl<M: Mover> Mover for Counted<M> {
-    fn read(
-        &mut self,
-        file: &Arc<File>,
-        at: ByteOffset,
-        buf: Buf,
-        part: Range<usize>,
-        tag: OpTag,
-    ) -> Result<(), Buf> {
-        self.mover.read(file, at, buf, part, tag)?;
-        self.in_flight += 1;
-        Ok(())
-    }
-
-    fn write(
-        &mut self,
-        file: &Arc<File>,
-        at: ByteOffset,
-        buf: Buf,
-        part: Range<usize>,
-        durable: bool,
-        tag: OpTag,
-    ) -> Result<(), Buf> {
-        self.mover.write(file, at, buf, part, durable, tag)?;
-        self.in_flight += 1;
-        Ok(())
-    }
-
-    fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], wait: Wait) -> bool {
-        self.mover.read_now(file, at, to, wait)
-    }
-
-    fn will_read(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen) {
-        self.mover.will_read(file, at, len);
-    }
-
-    fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
-        let queued = self.mover.sync(file, tag);
-        self.in_flight += u32::from(queued);
-        queued
-    }
-
-    fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {
-        let queued = self.mover.punch(file, at, len, tag);
-        self.in_flight += u32::from(queued);
-        queued
     }
 }

@@ -6,9 +6,7 @@
 //!      ▲                                          │               ▲  └── anything else, or too late ─► Nothing
 //!      │                              not in memory; by the ring  │
 //!      │                                          └─► Reading ────┘
-//!      │                                                 ├── its read comes ─► Adopted ──┐
-//!      │                                                 └── anything else ──► Abandoned ┤
-//!      └──────────────────────────────── the ring is done ───────────────────────────────┘
+//!      └──── its read comes, which has the ring's from then on, or anything else ┘
 //! ```
 //! So the host's next command finds its bytes in one buffer, and the link does not wait for storage. Called by `phases` and
 //! `function`. Invariants: one buffer and one operation at most; what somebody may have changed since, by any command but a read, is
@@ -25,12 +23,12 @@ use crate::{
 
 use super::{
     data_in::{FIRST_CHUNK, read_now},
+    flights::Owner,
     function::{Function, Phase},
+    loaded::Health,
     pipes::DATA_LEN,
 };
 
-/// The read of the ring that no command has asked for.
-pub(super) const PREFETCH: OpTag = OpTag(u32::MAX);
 /// Of bulk endpoints, at SuperSpeed; a multiple of the others (USB 3.2 §9.6.6).
 const LARGEST_PACKET: u64 = 1024;
 /// A host that streams comes back sooner.
@@ -48,14 +46,13 @@ pub(super) enum Prefetch {
     #[default]
     Nothing,
     Wanted(Wanted),
-    Reading(Wanted),
+    /// By the ring, under this tag.
+    Reading(Wanted, OpTag),
     Ready {
         what: Wanted,
         buf: Buf,
         since: Duration,
     },
-    Adopted,
-    Abandoned,
 }
 
 /// The first `len` bytes of a command, in the first bytes of a buffer: all of them, or whole packets.
@@ -63,8 +60,8 @@ pub(super) enum Prefetch {
 pub(super) enum Head {
     /// Here.
     Ready { buf: Buf, len: ByteLen },
-    /// They come with [`PREFETCH`].
-    Reading { len: ByteLen },
+    /// They come with the operation of this tag.
+    Reading { len: ByteLen, tag: OpTag },
 }
 
 impl Wanted {
@@ -83,32 +80,20 @@ impl Prefetch {
             Self::Ready { what, buf, since } if now().saturating_sub(since) < KEPT => {
                 what.of_use(lun, range).map(|len| Head::Ready { buf, len })
             }
-            Self::Reading(what) => {
-                let len = what.of_use(lun, range);
-                *self = if len.is_some() { Self::Adopted } else { Self::Abandoned };
-                len.map(|len| Head::Reading { len })
-            }
-            other => {
-                *self = other;
-                self.discard();
-                None
-            }
+            Self::Reading(what, tag) => what.of_use(lun, range).map(|len| Head::Reading { len, tag }),
+            _ => None,
         }
     }
 
     pub(super) fn discard(&mut self) {
-        *self = match std::mem::take(self) {
-            Self::Nothing | Self::Wanted(_) | Self::Ready { .. } => Self::Nothing,
-            Self::Reading(_) | Self::Abandoned => Self::Abandoned,
-            Self::Adopted => Self::Adopted,
-        };
+        *self = Self::Nothing;
     }
 
-    /// The ring is done with it. Gives it back if it is a command's by now.
-    pub(super) fn done(&mut self, done: Moved, now: Duration) -> Option<Moved> {
-        match std::mem::take(self) {
-            Self::Adopted => return Some(Moved { tag: OpTag(0), ..done }),
-            Self::Reading(what) => {
+    /// The ring is done with what it was given as `tag`.
+    pub(super) fn done(&mut self, tag: OpTag, done: Moved, now: Duration) {
+        match *self {
+            Self::Reading(what, reading) if reading == tag => {
+                *self = Self::Nothing;
                 let is_whole = done.result.is_ok_and(|len| ByteLen::from(len) == what.range.len());
                 if let Some(buf) = done.buf.filter(|_| is_whole) {
                     *self = Self::Ready { what, buf, since: now };
@@ -116,14 +101,13 @@ impl Prefetch {
             }
             _ => {}
         }
-        None
     }
 
     /// What a read of `range` lets expect, if it goes on with a stream.
     fn want(&mut self, lun: u8, range: ByteRange) {
         self.discard();
         let len = range.len().min(ByteLen::from(DATA_LEN));
-        if let (Self::Nothing, Some(range)) = (&self, ByteRange::new(range.end(), len)) {
+        if let Some(range) = ByteRange::new(range.end(), len) {
             *self = Self::Wanted(Wanted { lun, range });
         }
     }
@@ -132,9 +116,10 @@ impl Prefetch {
 impl<E: Endpoints, M: Mover> Function<E, M> {
     /// A read of `range` begins: its first bytes, if they are here, and what to bring next.
     pub(super) fn prefetched(&mut self, lun: u8, range: ByteRange) -> Option<Head> {
-        let head = self.prefetch.take(lun, range, &self.clock);
-        if matches!(head, Some(Head::Reading { .. })) {
-            self.mover.adopt();
+        let mover = &self.mover;
+        let head = self.prefetch.take(lun, range, || mover.now());
+        if let Some(Head::Reading { tag, .. }) = head {
+            self.mover.adopt(tag);
         }
         head
     }
@@ -155,21 +140,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         self.prefetch = Prefetch::Nothing;
         let Wanted { lun, range } = what;
-        let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
+        let drive = self.drives.get_mut(usize::from(lun));
+        let Some(loaded) =
+            drive.and_then(|drive| drive.loaded.as_mut()).filter(|loaded| loaded.health == Health::Online)
         else {
             return;
         };
         let Extent::File { file, offset, len } = loaded.image.map(range) else { return };
         let Some(mut buf) = self.pipes.data().filter(|_| len == range.len()) else { return };
-        // Past the count: no command has asked for it yet.
-        let mover = self.mover.inner();
+        let mut mover = self.mover.on(loaded.purpose(Owner::Ahead, lun));
         let all = 0..len.to_usize();
-        let is_here = read_now(&*loaded.image, mover, &file, offset, &mut buf, all.clone());
+        let is_here = read_now(&*loaded.image, &mut mover, &file, offset, &mut buf, all.clone());
         loaded.slow = !is_here;
         if is_here {
-            self.prefetch = Prefetch::Ready { what, buf, since: (self.clock)() };
-        } else if mover.read(&file, offset, buf, all, PREFETCH).is_ok() {
-            self.prefetch = Prefetch::Reading(what);
+            self.prefetch = Prefetch::Ready { what, buf, since: self.mover.now() };
+        } else if mover.read(&file, offset, buf, all, OpTag(0)).is_ok() {
+            self.prefetch = Prefetch::Reading(what, mover.last);
         }
     }
 }

@@ -1,108 +1,34 @@
-//! What clients ask of the drives of a function: answered between two commands of the host.
+//! What clients ask of the drives of a function: answered between two commands of their drive.
 //!
 //! ```text
-//!   waiting ──► (function quiet) ──► answered
+//!   waiting ──► (the drive has no command at hand, or one that waits for dead storage) ──► answered
 //!                      │
-//!                      └──► Settling: written bytes are made durable ──► answered
+//!                      └──► `settle`: written bytes are made durable ──► answered
 //! ```
-//! A query of state or statistics is answered at once. While something settles, commands that need an image wait (`Phase::Held`), others do not.
+//! A query of state or statistics is answered at once. While something settles, commands that need its image wait (`Phase::Held`),
+//! others do not.
 
-use std::{fs::File, io, sync::Arc, thread};
+use std::{io, thread, time::Duration};
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, Medium, Residence},
-    ring::{Mover, OpTag},
+    media::{FaultKind, Medium, Residence},
+    ring::Mover,
     scsi::{self, Kind},
-    units::{BlockSize, ByteLen, ByteRange},
+    units::{BlockSize, ByteRange},
 };
 
 use super::{
     command::{
         DriveState, DriveStatistics, EjectedBy, Event, ImageState, Refusal, ReplyTo, Request, Setting,
     },
-    function::Function,
-    read_ahead::ReadAhead,
+    flights::Owner,
+    function::{Function, OutEnd, Phase},
+    loaded::Loaded,
 };
 
-/// The sync that a request waits for.
-pub(super) const SETTLE: OpTag = OpTag(u32::MAX);
-/// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
-const HINT_MAX: ByteLen = ByteLen(128 * 1024);
-
-/// The most that a PRE-FETCH brings: eight hints, which leaves room on the ring for what cannot do without.
-const PREFETCH_MAX: ByteLen = ByteLen(1024 * 1024);
-
-/// An image in a drive.
-#[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) image: Box<dyn Medium>,
-    /// The host has read from it.
-    pub(super) first_read: bool,
-    /// Something was written since the last sync.
-    pub(super) dirty: bool,
-    /// A sync has failed. The kernel reports that once and forgets the bytes, so no later sync may be believed.
-    pub(super) lost: bool,
-    /// Its bytes were not all in memory when last asked for, or are never expected to be.
-    pub(super) slow: bool,
-    stream: ReadAhead,
-}
-
-/// What waits until written bytes are durable.
-#[derive(Debug)]
-pub(super) enum Settling {
-    Eject {
-        lun: u8,
-        force: bool,
-        reply: ReplyTo<Result<String, Refusal>>,
-    },
-    /// Drive after drive, from `lun` on.
-    Stop {
-        lun: u8,
-        lost: Option<String>,
-        reply: ReplyTo<Result<(), Refusal>>,
-    },
-}
-
-impl Loaded {
-    /// The file to sync, if something was written.
-    pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
-        self.image.file_for_sync().filter(|_| self.dirty).cloned()
-    }
-
-    /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
-    fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) -> bool {
-        let (goes_on, hint) = self.stream.advance(range);
-        if let Some(hint) = hint.filter(|_| self.slow) {
-            self.hint(hint, mover);
-        }
-        goes_on
-    }
-
-    /// The host will read these bytes soon. No more than a stream has ahead is asked for.
-    pub(super) fn will_read(&self, range: ByteRange, mover: &mut impl Mover) {
-        self.hint(range.split_at(PREFETCH_MAX).0, mover);
-    }
-
-    fn hint(&self, mut hint: ByteRange, mover: &mut impl Mover) {
-        while !hint.is_empty() {
-            let (piece, rest) = hint.split_at(HINT_MAX);
-            hint = rest;
-            if let Extent::File { file, offset, len } = self.image.map(piece) {
-                mover.will_read(&file, offset, len);
-            }
-        }
-    }
-
-    pub(super) fn state(&self) -> ImageState {
-        ImageState {
-            name: self.image.name(),
-            bytes: self.image.stored().0,
-            rw: self.image.writable(),
-            first_read: self.first_read,
-        }
-    }
-}
+/// How long a client waits for a command of the drive that it wants to eject from, if that waits for the storage.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Closing a file gives its lock back, for which a server is asked that may never answer.
 fn close(image: Box<dyn Medium>) {
@@ -127,7 +53,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Request::State { reply } => reply.send(self.state()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
             Request::Stop { .. } => {
-                self.waiting.push_front(request);
+                self.waiting.push_front((self.mover.now(), request));
                 self.disconnect();
                 self.serve();
             }
@@ -137,24 +63,94 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 } else if self.waiting.len() >= super::command::REQUESTS_MAX {
                     request.refuse(&Refusal::Busy);
                 } else {
-                    self.waiting.push_back(request);
+                    self.waiting.push_back((self.mover.now(), request));
                     self.serve();
                 }
             }
         }
     }
 
-    /// Answers what waits, as far as the function is quiet.
+    /// Answers what waits, as far as it disturbs no command, in the order of each drive.
     pub(super) fn serve(&mut self) {
-        while self.quiet() && !self.stopped {
-            match self.waiting.pop_front() {
-                None | Some(Request::State { .. } | Request::Stats { .. }) => return,
-                Some(Request::Insert { lun, image, reply }) => reply.send(self.insert(lun, image)),
-                Some(Request::Eject { lun, force, reply }) => self.eject(lun, force, reply),
-                Some(Request::Set { lun, setting, reply }) => reply.send(self.set(lun, setting)),
-                Some(Request::Stop { reply }) => self.stop(0, None, reply),
+        let now = self.mover.now();
+        while !self.stopped {
+            let mut held_up = [false; 16];
+            let next = self.waiting.iter().position(|(since, request)| {
+                let lun = request.lun().map(usize::from);
+                let waits = lun.and_then(|lun| held_up.get_mut(lun));
+                let may = self.may_serve(request, now.saturating_sub(*since));
+                match waits {
+                    Some(waits) => {
+                        *waits |= !may;
+                        !*waits
+                    }
+                    None => may,
+                }
+            });
+            let Some((_, request)) = next.and_then(|next| self.waiting.remove(next)) else { return };
+            match request {
+                Request::State { .. } | Request::Stats { .. } => {}
+                Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
+                Request::Eject { lun, force, reply } => self.eject_from(lun, force, reply),
+                Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
+                Request::Stop { reply } => self.stop(reply),
             }
         }
+    }
+
+    /// When a request that waits for a command has waited for long enough.
+    pub(super) fn next_served(&self) -> Option<Duration> {
+        if !self.awaits_image() {
+            return None;
+        }
+        let now = self.mover.now();
+        self.waiting.iter().map(|(since, _)| (*since + PATIENCE).saturating_sub(now)).min()
+    }
+
+    fn may_serve(&self, request: &Request, waited: Duration) -> bool {
+        let Some(lun) = request.lun() else {
+            return matches!(self.phase, Phase::Down | Phase::Idle | Phase::Broken { .. });
+        };
+        if self.settles(lun) {
+            return false;
+        }
+        match request {
+            _ if self.open.lun != lun || !self.uses_image() => true,
+            // Refused, which needs no waiting.
+            Request::Insert { .. } => self.loaded(lun).is_some(),
+            Request::Eject { .. } => self.awaits_image() && waited >= PATIENCE,
+            _ => false,
+        }
+    }
+
+    /// Whether the command at hand moves bytes of its image, or is about to.
+    fn uses_image(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Held { .. }
+                | Phase::In { .. }
+                | Phase::Sectors { .. }
+                | Phase::Compound { .. }
+                | Phase::Sync { .. }
+                | Phase::Out { end: OutEnd::Write(_) | OutEnd::List(_), .. }
+        )
+    }
+
+    /// An eject; the command that has waited for long for the image, if there is one, goes without.
+    fn eject_from(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
+        if self.open.lun == lun && self.uses_image() {
+            let prevented = self.target.unit(lun).is_some_and(scsi::Unit::prevented);
+            match self.loaded(lun) {
+                Some(loaded) if !force && loaded.is_dirty() => {
+                    return reply.send(Err(Refusal::NotStored(loaded.image.name())));
+                }
+                _ if !force && prevented => return reply.send(Err(Refusal::Prevented)),
+                _ => {}
+            }
+            let went = self.time_out(FaultKind::Ejected);
+            self.settle_pipes(went);
+        }
+        self.eject(lun, force, reply);
     }
 
     fn state(&self) -> Vec<DriveState> {
@@ -181,7 +177,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Copies only: what is made of it is made on the thread that asks.
     fn statistics(&self, lun: Option<u8>) -> Vec<DriveStatistics> {
-        let uptime = (self.clock)();
+        let uptime = self.mover.now();
         (0u8..)
             .zip(&self.drives)
             .filter(|(of, _)| lun.is_none_or(|lun| lun == *of))
@@ -218,8 +214,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         };
         image.set_waker(waker);
         let slow = image.residence() == Residence::Remote;
-        let stream = ReadAhead::default();
-        let loaded = Loaded { image, first_read: false, dirty: false, lost: false, slow, stream };
+        drive.inserted = drive.inserted.wrapping_add(1);
+        let loaded = Loaded::new(image, drive.inserted, slow);
         let state = loaded.state();
         drive.loaded = Some(loaded);
         if let Some(unit) = self.target.unit_mut(lun) {
@@ -229,99 +225,33 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         Ok(state)
     }
 
-    fn eject(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
-        let Some(loaded) = self.drive(lun).and_then(|drive| drive.loaded.as_ref()) else {
-            return reply.send(Err(Refusal::Empty));
-        };
-        if !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented) {
-            return reply.send(Err(Refusal::Prevented));
-        }
-        if loaded.lost && !force {
-            return reply.send(Err(Refusal::Sync("an earlier sync of it failed".into())));
-        }
-        let file = loaded.unstored_file();
-        self.settling = Some(Settling::Eject { lun, force, reply });
-        self.sync(file);
-    }
-
-    fn stop(&mut self, from: u8, lost: Option<String>, reply: ReplyTo<Result<(), Refusal>>) {
-        let unstored = (from..)
-            .zip(self.drives.iter().skip(usize::from(from)))
-            .find_map(|(lun, drive)| Some((lun, drive.loaded.as_ref()?.unstored_file()?)));
-        match unstored {
-            Some((lun, file)) => {
-                self.settling = Some(Settling::Stop { lun, lost, reply });
-                self.sync(Some(file));
-            }
-            None => {
-                let drives = self.drives.iter().filter_map(|drive| drive.loaded.as_ref());
-                let earlier = || drives.filter(|loaded| loaded.lost).map(|loaded| loaded.image.name()).next();
-                let lost =
-                    lost.or_else(|| earlier().map(|name| format!("an earlier sync of {name:?} failed")));
-                self.stopped = true;
-                reply.send(lost.map_or(Ok(()), |why| Err(Refusal::Sync(why))));
-            }
-        }
-    }
-
-    fn sync(&mut self, file: Option<Arc<File>>) {
-        match file {
-            // Not counted, so that the other drives go on meanwhile.
-            Some(file) if self.mover.inner().sync(&file, SETTLE) => {}
-            Some(_) => self.settled(Err(io::ErrorKind::ResourceBusy.into())),
-            None => self.settled(Ok(0)),
-        }
-    }
-
-    /// Whether something of this drive is being made durable for a request.
-    pub(super) fn settles(&self, lun: u8) -> bool {
-        match &self.settling {
-            Some(Settling::Eject { lun: settling, .. }) => *settling == lun,
-            Some(Settling::Stop { .. }) => true,
-            None => false,
-        }
-    }
-
-    /// The sync that somebody waited for has ended.
-    pub(super) fn settled(&mut self, result: io::Result<usize>) {
-        let settling = self.settling.take();
-        if let (Some(Settling::Eject { lun, .. } | Settling::Stop { lun, .. }), Err(error)) =
-            (&settling, &result)
-        {
-            self.note_lost(*lun, error);
-        }
-        match settling {
-            Some(Settling::Eject { lun, force, reply }) => match result {
-                Err(error) if !force => reply.send(Err(Refusal::Sync(error.to_string()))),
-                Ok(_) | Err(_) => {
-                    let by = if force { EjectedBy::Force } else { EjectedBy::Client };
-                    if let Some(unit) = self.target.unit_mut(lun) {
-                        unit.remove();
-                    }
-                    reply.send(self.take_out(lun, by).ok_or(Refusal::Empty));
-                }
-            },
-            Some(Settling::Stop { lun, lost, reply }) => {
-                let lost = lost.or(result.err().map(|error| error.to_string()));
-                self.stop(lun.saturating_add(1), lost, reply);
-            }
-            None => {}
-        }
-    }
-
     /// The host ejected the medium; scsi knows already.
     pub(super) fn host_ejected(&mut self, lun: u8) {
         self.take_out(lun, EjectedBy::Host);
     }
 
-    fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
+    pub(super) fn take_out(&mut self, lun: u8, by: EjectedBy) -> Option<String> {
         self.prefetch.discard();
         let loaded = self.drive_mut(lun)?.loaded.take()?;
-        let name = loaded.image.name();
-        close(loaded.image);
+        self.mover.forget(lun);
+        let (name, number) = (loaded.image.name(), loaded.number);
+        let is_held = self.mover.holds(lun, number);
+        match self.drive_mut(lun) {
+            Some(drive) if is_held => drive.left.push((number, loaded.image)),
+            _ => close(loaded.image),
+        }
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
         Some(name)
+    }
+
+    /// Closes images that were taken out once the ring has nothing of them left: with the last operation a file would be closed on
+    /// this thread, which for a server's may take for ever.
+    pub(super) fn close_left(&mut self, lun: u8) {
+        let Some(drive) = self.drives.get_mut(usize::from(lun)) else { return };
+        while let Some(at) = drive.left.iter().position(|(number, _)| !self.mover.holds(lun, *number)) {
+            close(drive.left.swap_remove(at).1);
+        }
     }
 
     fn set(&mut self, lun: u8, setting: Setting) -> Result<(), Refusal> {
@@ -355,7 +285,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn read_ahead(&mut self, lun: u8, range: ByteRange) {
         let drive = self.drives.get_mut(usize::from(lun));
         if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut())
-            && loaded.read_ahead(range, &mut self.mover)
+            && loaded.read_ahead(range, &mut self.mover.on(loaded.purpose(Owner::Ahead, lun)))
         {
             let slow = loaded.slow;
             self.want_next(lun, range, slow);
@@ -381,10 +311,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// Everything written to the drive is durable.
-    pub(super) fn note_stored(&mut self, lun: u8) {
-        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
-            loaded.dirty = false;
+    /// What had been written to the drive by then is durable.
+    pub(super) fn note_stored(&mut self, lun: u8, written: u32) {
+        if let Some(loaded) = self.loaded_mut(lun) {
+            loaded.stored = written;
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
 use super::{
     data_in::Progress,
     fault::Way,
+    flights::Owner,
     function::{Function, Phase},
     pipes::{PipeError, Pipes},
 };
@@ -128,6 +129,21 @@ impl SectorsIn {
         };
         let len = len.to_usize();
         Some(Chunk { len, sector, user_data, missing, filled: 0, reading: false, failed: None })
+    }
+
+    pub(super) fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    pub(super) fn awaits_image(&self) -> bool {
+        self.chunk.as_ref().is_some_and(|chunk| chunk.reading || !chunk.missing.is_empty())
+    }
+
+    /// Ends here, whatever is still under way.
+    pub(super) fn fail(&mut self, kind: FaultKind) {
+        if let Some(chunk) = &mut self.chunk {
+            chunk.failed = Some(kind);
+        }
     }
 
     /// The first block that could not be had.
@@ -240,14 +256,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn pump_sectors(&mut self) -> Result<(), PipeError> {
         let Phase::Sectors { data, .. } = &mut self.phase else { return Ok(()) };
-        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
+        let lun = self.open.lun;
+        let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
         let progress = match loaded {
-            Some(loaded) => data.pump(&*loaded.image, &mut self.mover, &mut self.pipes)?,
+            Some(loaded) => {
+                let mut mover = self.mover.on(loaded.purpose(Owner::Command, lun));
+                data.pump(&*loaded.image, &mut mover, &mut self.pipes)?
+            }
             None => Progress::Fault(FaultKind::Gone),
         };
         if progress == Progress::Going {
             return Ok(());
         }
+        let progress = match (progress, self.look_at_file(lun)) {
+            (Progress::Done, Err(kind)) => Progress::Fault(kind),
+            (progress, _) => progress,
+        };
         let Phase::Sectors { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };

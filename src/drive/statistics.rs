@@ -243,13 +243,13 @@ impl Statistics {
 impl<E: Endpoints, M: Mover> Function<E, M> {
     /// A CBW has come.
     pub(super) fn tally(&self, opcode: u8) -> Tally {
-        Tally { opcode, outcome: Outcome::Passed, transfer: Transfer::None, since: (self.clock)() }
+        Tally { opcode, outcome: Outcome::Passed, transfer: Transfer::None, since: self.mover.now() }
     }
 
     /// The CSW of the open command is queued.
     pub(super) fn count_completed(&mut self) {
         let Some(Tally { opcode, outcome, transfer, since }) = self.open.tally.take() else { return };
-        let took = (self.clock)().saturating_sub(since);
+        let took = self.mover.now().saturating_sub(since);
         self.count(End::Completed { opcode, outcome, transfer, took });
     }
 

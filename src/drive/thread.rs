@@ -31,8 +31,10 @@ use super::{
     function::{EventSink, Function, FunctionOptions},
 };
 
-/// Operations in flight on one ring: every data buffer, the watches, a timer and a sync, twice over.
+/// Operations in flight on one ring: hints, the watches and timers.
 const RING_ENTRIES: u32 = 64;
+/// And for each drive as many as it may have, twice over.
+const DRIVE_ENTRIES: u32 = 16;
 /// Bus events that may wait; the ep0 thread waits when they are more.
 const BUS_EVENTS_MAX: usize = 16;
 
@@ -137,7 +139,9 @@ impl<E: Endpoints> Loop<E> {
         sources: Sources,
         events: EventSink,
     ) -> Result<Self, ThreadError> {
-        let ring = |pools: &[_]| Ok::<_, ThreadError>(Ring::new(&RingOptions::new(RING_ENTRIES, pools))?);
+        let drives = u32::try_from(options.drives.len()).unwrap_or(u32::MAX);
+        let entries = RING_ENTRIES.saturating_add(DRIVE_ENTRIES.saturating_mul(drives));
+        let ring = |pools: &[_]| Ok::<_, ThreadError>(Ring::new(&RingOptions::new(entries, pools))?);
         let started = Instant::now();
         let clock = Box::new(move || started.elapsed());
         let mut function = Function::new(options, endpoints, ring, events, clock)?;

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, sync::Arc};
 
-use super::FaultKind;
+use super::{FaultKind, Identity};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
@@ -136,6 +136,22 @@ pub trait Medium: fmt::Debug + Send {
     /// the end. Whoever cannot tell without waiting says that all have.
     fn allocation(&self, at: ByteOffset) -> Allocation {
         Allocation { stored: true, len: ByteLen(self.len().0.saturating_sub(at.0)) }
+    }
+
+    /// Whether the file is still what was inserted, where that can be told without waiting. Asked after each read.
+    ///
+    /// # Errors
+    /// What has become of it.
+    fn look(&self) -> Result<(), FaultKind> {
+        Ok(())
+    }
+
+    /// The same by what the file is `now`, for which the drive has asked.
+    ///
+    /// # Errors
+    /// As [`Medium::look`].
+    fn compare(&self, _now: &Identity) -> Result<(), FaultKind> {
+        Ok(())
     }
 
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.

@@ -11,6 +11,14 @@ pub enum FaultKind {
     /// The file ends before the medium does: somebody made it shorter after it was inserted.
     #[error("the image has become shorter since it was inserted; try to eject it and insert it again")]
     Truncated,
+    /// It was taken out of the drive.
+    #[error("the image was ejected in the middle of a command")]
+    Ejected,
+    /// Somebody else wrote to it, or put another in its place.
+    #[error(
+        "the image was changed by somebody else since it was inserted; try to eject it and insert it again"
+    )]
+    Changed,
     /// The storage under the image failed.
     #[error("input/output error of the storage under the image; see the kernel's log")]
     Io,

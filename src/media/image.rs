@@ -22,14 +22,20 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl},
-    sys::statfs::{self, FsType, fstatfs},
+    sys::{
+        stat::fstat,
+        statfs::{self, FsType, fstatfs},
+    },
     unistd::{Whence, lseek},
 };
 
 use super::{
     Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX,
 };
-use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
+use crate::{
+    ring::FileStat,
+    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
+};
 
 /// What an image is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -231,8 +237,42 @@ impl Medium for Image {
         Allocation { stored, len: ByteLen(end.0.saturating_sub(at.0)).min(left) }
     }
 
+    fn look(&self) -> Result<(), FaultKind> {
+        // Its own writes change a writable one; that it has become shorter its reads tell.
+        if self.writable() || self.residence == Residence::Remote {
+            return Ok(());
+        }
+        let stat = fstat(&*self.file).map_err(|errno| FaultKind::from_errno(errno as i32))?;
+        self.compare(&Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            len: ByteLen(u64::try_from(stat.st_size).unwrap_or(0)),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        })
+    }
+
+    fn compare(&self, now: &Identity) -> Result<(), FaultKind> {
+        let then = &self.identity;
+        if then.len == ByteLen(0) {
+            // A block device: its node has no length, and times of its own.
+            return Ok(());
+        }
+        match now {
+            now if now.len < then.len => Err(FaultKind::Truncated),
+            now if self.writable() && (now.device, now.inode) == (then.device, then.inode) => Ok(()),
+            now if now == then => Ok(()),
+            _ => Err(FaultKind::Changed),
+        }
+    }
+
     fn file_for_sync(&self) -> Option<&Arc<File>> {
         self.writable().then_some(&self.file)
+    }
+}
+
+impl From<FileStat> for Identity {
+    fn from(stat: FileStat) -> Self {
+        Self { device: stat.device, inode: stat.inode, len: stat.len, modified: stat.modified }
     }
 }
 

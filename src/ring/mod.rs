@@ -48,6 +48,8 @@ pub enum MoveOp {
     Sync,
     /// fallocate(2), to make a hole.
     Punch,
+    /// statx(2).
+    Stat,
 }
 
 /// A finished file operation, with its buffer.
@@ -57,11 +59,26 @@ pub struct Moved {
     pub tag: OpTag,
     /// What it was.
     pub op: MoveOp,
-    /// The buffer given; `None` for [`MoveOp::Sync`] and [`MoveOp::Punch`].
+    /// The buffer given; `None` where none moved.
     pub buf: Option<Buf>,
     /// Bytes moved, from the start of the part of the buffer that was named. May be short: a read that meets the end of the file, a write that meets the
     /// end of the space.
     pub result: io::Result<usize>,
+    /// What a successful [`MoveOp::Stat`] found.
+    pub stat: Option<FileStat>,
+}
+
+/// What a file is, as far as anybody needs it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileStat {
+    /// `st_dev`.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Bytes.
+    pub len: ByteLen,
+    /// Time of the last change of contents: seconds and nanoseconds since 1970.
+    pub modified: (i64, i64),
 }
 
 /// Something that [`Ring::next`] brought.
@@ -130,4 +147,8 @@ pub trait Mover {
     /// (FALLOC_FL_PUNCH_HOLE). `false`: full, as in [`Mover::read`].
     #[must_use]
     fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool;
+
+    /// Asks what the file is now, its server if it has one (AT_STATX_FORCE_SYNC). `false`: full, as in [`Mover::read`].
+    #[must_use]
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool;
 }

@@ -18,7 +18,7 @@ use io_uring::{
 };
 
 use super::{
-    Completion, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
+    Completion, FileStat, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
     pool::{Buf, Pool},
     slab::{Key, Slab},
 };
@@ -41,14 +41,16 @@ pub struct RingOptions<'a> {
     pub entries: u32,
     /// Pools to register with the kernel. Buffers of other pools work too, a little slower.
     pub pools: &'a [Pool],
+    /// Workers of the kernel for operations that wait: more than may ever hang, or those that do not would wait for them.
+    pub workers: u32,
     /// How long dropping the ring waits for file operations before it leaks their buffers.
     pub drain: Duration,
 }
 
 impl<'a> RingOptions<'a> {
-    /// `entries` operations in flight, buffers of `pools`, and two seconds to drain.
+    /// `entries` operations in flight, as many workers, buffers of `pools`, and a second to drain.
     pub fn new(entries: u32, pools: &'a [Pool]) -> Self {
-        Self { entries, pools, drain: Duration::from_secs(2) }
+        Self { entries, pools, workers: entries, drain: Duration::from_secs(1) }
     }
 }
 
@@ -82,6 +84,12 @@ enum Op<U> {
         op: MoveOp,
         tag: OpTag,
         buf: Option<Buf>,
+        _file: Arc<File>,
+    },
+    Stat {
+        tag: OpTag,
+        /// Where the kernel writes.
+        found: Box<libc::statx>,
         _file: Arc<File>,
     },
     Watch {
@@ -125,6 +133,8 @@ impl<U: Copy> Ring<U> {
             return Err(RingError::Missing("a completion queue that never drops (FEAT_NODROP)", None));
         }
         probe(&uring)?;
+        // Kernels before 5.15 choose for themselves.
+        let _ = uring.submitter().register_iowq_max_workers(&mut [options.workers, options.workers]);
         let registered = register(&uring, options.pools);
         let timespecs = (0..entries).map(|_| Timespec::new()).collect();
         let ops = Slab::new(entries);
@@ -238,7 +248,15 @@ impl<U: Copy> Ring<U> {
             Op::Move { op, tag, buf, .. } => {
                 let result = usize::try_from(cqe.result())
                     .map_err(|_| io::Error::from_raw_os_error(cqe.result().saturating_neg()));
-                Some(Completion::Moved(Moved { tag, op, buf, result }))
+                Some(Completion::Moved(Moved { tag, op, buf, result, stat: None }))
+            }
+            Op::Stat { tag, found, .. } => {
+                let result = match cqe.result() {
+                    0.. => Ok(0),
+                    errno => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+                };
+                let stat = result.is_ok().then(|| file_stat(&found));
+                Some(Completion::Moved(Moved { tag, op: MoveOp::Stat, buf: None, result, stat }))
             }
             Op::Timer { user } => Some(Completion::Timer(user)),
             Op::Watch { .. } | Op::Hint { .. } | Op::Cancelled { .. } => None,
@@ -422,14 +440,31 @@ impl<U: Copy> Mover for Ring<U> {
         })
         .is_ok()
     }
+
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
+        // SAFETY: all-zero bytes are a valid statx: integers only.
+        let mut found: Box<libc::statx> = Box::new(unsafe { mem::zeroed() });
+        let to: *mut libc::statx = &raw mut *found;
+        let entry = opcode::Statx::new(Fd(file.as_raw_fd()), c"".as_ptr(), to.cast())
+            .flags(libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC)
+            .mask(libc::STATX_BASIC_STATS)
+            .build();
+        // SAFETY: the path is static; the file and the heap memory that the kernel writes to move into the slot and stay there
+        // until the completion.
+        unsafe { self.start(Op::Stat { tag, found, _file: Arc::clone(file) }, entry) }.is_ok()
+    }
 }
 
 impl<U> Drop for Ring<U> {
     /// Closing an io_uring does not stop what has started. So: end watches and timers, give file operations their time, and
     /// leak the buffers of those that are still not done, because the kernel may yet write into them.
     fn drop(&mut self) {
-        let endless: Vec<Key> =
-            self.ops.iter().filter(|(_, op)| !matches!(op, Op::Move { .. })).map(|(key, _)| key).collect();
+        let endless: Vec<Key> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| !matches!(op, Op::Move { .. } | Op::Stat { .. }))
+            .map(|(key, _)| key)
+            .collect();
         endless.into_iter().for_each(|key| self.push_cancellation(key));
         let start = Instant::now();
         while self.ops.len() > 0 {
@@ -454,10 +489,12 @@ impl<U> Drop for Ring<U> {
         }
         let mut leaked = 0;
         for op in self.ops.drain() {
-            if let Op::Move { buf: Some(buf), .. } = op {
-                mem::forget(buf);
-                leaked += 1;
+            match op {
+                Op::Move { buf: Some(buf), .. } => mem::forget(buf),
+                Op::Stat { found, .. } => mem::forget(found),
+                _ => continue,
             }
+            leaked += 1;
         }
         if leaked > 0 {
             tracing::warn!(leaked, "file operations did not end in time; their buffers stay out of use");
@@ -469,6 +506,15 @@ impl fmt::Debug for Uring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let params = self.0.params();
         write!(f, "io_uring[{} submissions, {} completions]", params.sq_entries(), params.cq_entries())
+    }
+}
+
+fn file_stat(found: &libc::statx) -> FileStat {
+    FileStat {
+        device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        len: ByteLen(found.stx_size),
+        modified: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec.into()),
     }
 }
 
@@ -484,13 +530,14 @@ fn builders(entries: u32) -> (io_uring::Builder, io_uring::Builder) {
 }
 
 fn probe(uring: &IoUring) -> Result<(), RingError> {
-    const NEEDED: [(u8, &str); 9] = [
+    const NEEDED: [(u8, &str); 10] = [
         (opcode::Read::CODE, "IORING_OP_READ"),
         (opcode::ReadFixed::CODE, "IORING_OP_READ_FIXED"),
         (opcode::Write::CODE, "IORING_OP_WRITE"),
         (opcode::WriteFixed::CODE, "IORING_OP_WRITE_FIXED"),
         (opcode::Fsync::CODE, "IORING_OP_FSYNC"),
         (opcode::Fallocate::CODE, "IORING_OP_FALLOCATE"),
+        (opcode::Statx::CODE, "IORING_OP_STATX"),
         (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD"),
         (opcode::Timeout::CODE, "IORING_OP_TIMEOUT"),
         (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),

@@ -114,3 +114,16 @@ impl Compound {
         matches!(self, Self::Compare(_) | Self::CompareEach(_))
     }
 }
+
+impl MediaOp {
+    /// The blocks that go from the medium or to it as they are.
+    pub fn blocks_moved(&self) -> Option<BlockRange> {
+        match *self {
+            Self::Read(range)
+            | Self::ReadSectors { range, .. }
+            | Self::Verify(range)
+            | Self::Write { range, .. } => Some(range),
+            _ => None,
+        }
+    }
+}

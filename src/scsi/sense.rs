@@ -102,6 +102,8 @@ pub struct Sense {
     pub information: Option<u64>,
     /// The wrong field, for ILLEGAL REQUEST.
     pub field: Option<FieldPointer>,
+    /// It is about an earlier command, which was said to have gone well (SPC-4 §4.5, deferred error).
+    pub deferred: bool,
 }
 
 macro_rules! senses {
@@ -183,12 +185,17 @@ senses! {
 impl Sense {
     /// Sense data without INFORMATION and field pointer.
     pub const fn new(key: SenseKey, asc: u8, ascq: u8) -> Self {
-        Self { key, asc, ascq, information: None, field: None }
+        Self { key, asc, ascq, information: None, field: None, deferred: false }
     }
 
     /// The same with INFORMATION: the LBA of the first bad block.
     pub const fn with_information(self, lba: u64) -> Self {
         Self { information: Some(lba), ..self }
+    }
+
+    /// The same about an earlier command.
+    pub const fn deferred(self) -> Self {
+        Self { deferred: true, ..self }
     }
 
     /// INVALID FIELD IN CDB, with the byte.
@@ -210,7 +217,8 @@ impl Sense {
     /// Fixed format, 18 bytes (SPC-4 §4.5.3). INFORMATION that does not fit 32 bits leaves VALID at zero.
     pub(super) fn encode_fixed(&self, out: &mut Response<'_>) {
         let information = self.information.and_then(|lba| u32::try_from(lba).ok());
-        out.byte(if information.is_some() { 0xF0 } else { 0x70 });
+        let valid = if information.is_some() { 0x80 } else { 0 };
+        out.byte(valid | 0x70 | u8::from(self.deferred));
         out.push(&[0, self.key.code()]);
         out.be32(information.unwrap_or(0));
         out.push(&[10, 0, 0, 0, 0, self.asc, self.ascq, 0]);
@@ -220,7 +228,7 @@ impl Sense {
     /// Descriptor format (SPC-4 §4.5.2): 8 bytes, 12 more with INFORMATION, 8 more with a field pointer.
     pub(super) fn encode_descriptor(&self, out: &mut Response<'_>) {
         let at = out.len();
-        out.push(&[0x72, self.key.code(), self.asc, self.ascq, 0, 0, 0, 0]);
+        out.push(&[0x72 | u8::from(self.deferred), self.key.code(), self.asc, self.ascq, 0, 0, 0, 0]);
         if let Some(information) = self.information {
             out.push(&[0x00, 0x0A, 0x80, 0]);
             out.be64(information);

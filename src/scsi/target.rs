@@ -243,7 +243,7 @@ impl Target {
             Handler::Unit(handler) => {
                 let unit = self.unit_mut(cdb.lun()).ok_or(LOGICAL_UNIT_NOT_SUPPORTED)?;
                 if opcode.under_attention == UnderAttention::Refused
-                    && let Some(sense) = unit.attentions.take()
+                    && let Some(sense) = unit.attentions.take().or_else(|| unit.deferred.take())
                 {
                     return Err(sense);
                 }

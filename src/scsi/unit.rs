@@ -196,6 +196,8 @@ pub struct Unit {
     /// The power state has changed since the host was last told of it.
     pub(super) power_changed: bool,
     pub(super) sense: Option<Sense>,
+    /// An error of an earlier command that the next one tells.
+    pub(super) deferred: Option<Sense>,
 }
 
 impl Unit {
@@ -215,6 +217,7 @@ impl Unit {
             power: PowerState::Active,
             power_changed: false,
             sense: None,
+            deferred: None,
         };
         unit.attentions.raise(Attention::PowerOn);
         unit
@@ -250,6 +253,11 @@ impl Unit {
         self.sense
     }
 
+    /// An error of a command that has ended, which the host must still hear of: the next command tells it (SPC-4 §4.5).
+    pub fn defer(&mut self, sense: Sense) {
+        self.deferred = Some(sense.deferred());
+    }
+
     /// Puts a medium in, in place of one that is there. The host learns of it by unit attention 28/00 and, on an optical
     /// unit, by the event NewMedia.
     pub fn insert(&mut self, medium: Medium) {
@@ -266,6 +274,7 @@ impl Unit {
     /// closes open trays does not call for the medium that was just taken.
     pub fn remove(&mut self) {
         if self.medium.take().is_some() {
+            self.deferred = None;
             self.prevention = Prevention::default();
             self.attentions.withdraw(Attention::MediumChanged);
             self.media_event = Some(MediaEvent::MediaRemoval);

@@ -114,7 +114,10 @@ fn a_file_is_passed_by_descriptor_when_asked() {
     let path = fake.image("a.img", 4096);
     let said = fake.says(&["insert", "flash", "a.img", "--send-fd", "--rw", "--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["image"], json!({"name": path, "bytes": 4096, "rw": true, "first_read": false}));
+    assert_eq!(
+        said["image"],
+        json!({"name": path, "bytes": 4096, "rw": true, "first_read": false, "source": "online"})
+    );
     fake.fails(&["insert", "cd", "none.iso", "--send-fd"], 5, "cannot open");
     nix::unistd::mkfifo(&fake.dir.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fake.fails(&["insert", "cd", "fifo", "--send-fd"], 1, "try a regular file");

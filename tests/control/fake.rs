@@ -19,7 +19,7 @@ use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
 use ringdrive::drive::statistics::{End, Outcome, Transfer};
 use ringdrive::drive::{
     DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
-    ReplyTo, Request, Setting, Statistics,
+    ReplyTo, Request, Setting, SourceState, Statistics,
 };
 use ringdrive::gadget::Speed;
 use ringdrive::media::Medium;
@@ -302,7 +302,13 @@ fn counted() -> Statistics {
 
 /// What the drive reports of an image that it was given.
 fn image_state(image: &dyn Medium) -> ImageState {
-    ImageState { name: image.name(), bytes: image.stored().0, rw: image.writable(), first_read: false }
+    ImageState {
+        name: image.name(),
+        bytes: image.stored().0,
+        rw: image.writable(),
+        first_read: false,
+        source: SourceState::Online,
+    }
 }
 
 /// A client of plain bytes, to say what no decent client would.

@@ -49,7 +49,7 @@ fn an_image_is_inserted_by_a_descriptor_that_the_client_opened() {
     let answer = peer.receive().unwrap();
     assert_eq!(
         answer["result"],
-        json!({"drive": 1, "image": {"name": "secret", "bytes": 4096, "rw": true, "first_read": false}}),
+        json!({"drive": 1, "image": {"name": "secret", "bytes": 4096, "rw": true, "first_read": false, "source": "online"}}),
         "{answer}"
     );
 }

@@ -92,7 +92,7 @@ fn a_million_commands_leave_memory_as_it_was() {
     let mut rng = Rng::with_seed(1);
     let parts = Parts {
         quirks: bus::Quirks { early_in: false, clear_halt_interrupts: true, refuse_every: 0 },
-        faults: media::Faults { errors: 0, shorts: 0, full: 0, delay_max: 1 << 20 },
+        faults: media::Faults { errors: 0, shorts: 0, full: 0, stuck: 0, outages: 0, delay_max: 1 << 20 },
         stall: StallPolicy::Auto,
         block: BlockSize::B512,
         blocks: [256, 32],

@@ -6,14 +6,16 @@ mod hostile;
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
+use ringdrive::{bot::StallPolicy, drive::SourceState, gadget::endpoints::Pipe};
 
 use crate::{
     counted::{Became, Counted},
+    dut::DEADLINE,
     host::{Chaos, Csw, Expected, Outcome, Port, Script, Stop},
     job::{Job, Moves, Verdict, What},
+    media::SECOND,
     model::{Disk, ZEROES, bytes_of},
-    world::World,
+    world::{Nanos, World},
 };
 
 /// How often each thing happened: a run that meets none of something proves nothing about it.
@@ -32,6 +34,8 @@ pub struct Checker {
     writes: u64,
     /// Somebody is taking the medium out.
     going: bool,
+    /// The storage of the command at hand is slower than any should be.
+    held_up: bool,
     trace: bool,
 }
 
@@ -49,6 +53,7 @@ impl Checker {
             counted,
             writes: 0,
             going: false,
+            held_up: false,
             trace,
         }
     }
@@ -69,10 +74,13 @@ impl Checker {
         for turn in 0..turns {
             self.turn().map_err(|why| format!("turn {turn}: {why}"))?;
         }
+        self.port.world.release();
+        self.port.world.settle();
         for lun in 0..self.disks.len() {
             self.read_back(lun).map_err(|why| format!("reading back unit {lun}: {why}"))?;
         }
         self.port.disconnect();
+        self.port.world.release();
         if !self.port.world.settle() {
             return Err("the device never comes to rest without a host".into());
         }
@@ -163,6 +171,7 @@ impl Checker {
         let started = self.port.world.now;
         let result = self.port.command(script);
         let took = self.port.world.now - started;
+        self.check_time(script, took).map_err(Stop::Bug)?;
         let (lun, opcode, expected) = (usize::from(script.lun), script.cdb[0], script.expected);
         // What is for a unit that does not exist is counted by none.
         if let Some(counted) = self.counted.get_mut(lun) {
@@ -177,6 +186,50 @@ impl Checker {
             self.check_counted(lun).map_err(Stop::Bug)?;
         }
         result
+    }
+
+    /// Storage that answers slowly may be waited for; storage that does not answer, for its deadline, and no second time.
+    fn check_time(&self, script: &Script<'_>, took: Nanos) -> Result<(), String> {
+        let deadline = u64::try_from(DEADLINE.as_nanos()).unwrap();
+        let (Expected::In(len) | Expected::Out(len)) = script.expected else { return Ok(()) };
+        let operations = u64::from(len) / 65536 + 16;
+        let slack = operations * self.port.world.media.delay_max() + SECOND;
+        if took <= 2 * deadline + slack { Ok(()) } else { Err(format!("took {} ms", took / 1_000_000)) }
+    }
+
+    /// How often storage of this unit was slower than any should be.
+    fn stuck(&self, lun: u8) -> u64 {
+        self.disks.get(usize::from(lun)).map_or(0, |disk| self.port.world.stuck(&disk.file))
+    }
+
+    fn is_offline(&mut self, lun: u8) -> bool {
+        let World { device, now, .. } = &mut self.port.world;
+        device.source(*now, lun) == Some(SourceState::Offline)
+    }
+
+    /// Storage comes back, by itself or because somebody mends it, and with it the drive.
+    fn await_source(&mut self, lun: u8) -> Result<(), String> {
+        self.mark("source offline");
+        let patience = if self.rng.bool() { 90 * SECOND } else { 0 };
+        self.until_online(lun, patience);
+        let World { media, now, .. } = &mut self.port.world;
+        let patience = 2 * SECOND + 4 * media.delay_max();
+        let mended = *now;
+        if self.is_offline(lun) {
+            self.port.world.release();
+            self.until_online(lun, patience);
+        }
+        if self.is_offline(lun) {
+            let waited = (self.port.world.now - mended) / 1_000_000;
+            return Err(format!("unit {lun} is still offline {waited} ms after its storage was mended"));
+        }
+        self.mark("source online again");
+        Ok(())
+    }
+
+    fn until_online(&mut self, lun: u8, patience: Nanos) {
+        let end = self.port.world.now + patience;
+        while self.port.world.now < end && self.is_offline(lun) && self.port.world.step() {}
     }
 
     fn check_counted(&mut self, lun: usize) -> Result<(), String> {
@@ -208,10 +261,13 @@ impl Checker {
 
     /// Runs a command to its CSW and judges it.
     fn judged(&mut self, job: &Job, expected: Expected) -> Result<(), String> {
+        let stuck = self.stuck(job.lun);
+        let was_offline = self.is_offline(job.lun);
         let faults = self.port.world.media.faults();
         let refused = self.port.world.bus.refused();
         match self.run(job, expected) {
             Ok(outcome) => {
+                self.held_up = was_offline || self.stuck(job.lun) > stuck || self.is_offline(job.lun);
                 let verdict = self.judge(job, expected, &outcome, faults);
                 verdict.map_err(|why| format!("{why}; {job:?} {expected:?} {:?}", outcome.csw))
             }
@@ -446,6 +502,12 @@ impl Checker {
         }
     }
 
+    fn check_deferred(&mut self, lun: u8) -> Result<(), String> {
+        self.mark("deferred error");
+        let has_lost = self.port.world.media.has_lost(&self.disks[usize::from(lun)].file);
+        if has_lost { Ok(()) } else { Err("a deferred error without a cause".into()) }
+    }
+
     /// The host asks why, and weighs the answer.
     fn check_failed(&mut self, job: &Job, outcome: &Outcome, faults: u64) -> Result<(), String> {
         self.check_data(job, outcome)?;
@@ -461,11 +523,18 @@ impl Checker {
             Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos),
             Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
         };
+        let deferred = sense.data.first().is_some_and(|code| code & 0x7f == 0x71);
         if sense.csw.status != 0 || sense.data.len() < 14 {
             return Err(format!("REQUEST SENSE ended in {:?} with {:02x?}", sense.csw, sense.data));
         }
         let (key, code) = (sense.data[2] & 0x0f, [sense.data[12], sense.data[13]]);
         self.note(|| format!("  sense {key:x}/{code:02x?}"));
+        if deferred {
+            return self.check_deferred(job.lun);
+        }
+        if (key, code) == (2, [4, 1]) && self.held_up && self.stuck(job.lun) > 0 {
+            return self.await_source(job.lun);
+        }
         let attentions = self.attentions.get_mut(usize::from(job.lun));
         match (key, &job.what) {
             (6, _) if job.reports_unit_attention() => match attentions {
@@ -479,13 +548,10 @@ impl Checker {
             (0xe, What::Compare { verdict: Verdict::Differs(at), then }) => {
                 self.mark("miscompare");
                 let told = u32::from_be_bytes(sense.data[3..7].try_into().unwrap());
-                let right =
-                    then.is_none() || (sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at);
-                let right = right && code == [0x1d, 0];
-                if right {
-                    Ok(())
-                } else {
-                    Err(format!("byte {at} differs, but sense is {:02x?}", sense.data))
+                let named = sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at;
+                match code {
+                    [0x1d, 0] if named || then.is_none() => Ok(()),
+                    _ => Err(format!("byte {at} differs, but sense is {:02x?}", sense.data)),
                 }
             }
             (0xe, What::Compare { verdict: Verdict::Unsure, .. }) => Ok(()),
@@ -504,7 +570,7 @@ impl Checker {
                 self.mark("sync after a failed sync");
                 Ok(())
             }
-            (3 | 4 | 7 | 0xb | 2, _) if self.port.world.media.faults() > faults => {
+            (3 | 4 | 7 | 0xb, _) if self.port.world.media.faults() > faults => {
                 self.mark("medium fault");
                 Ok(())
             }

@@ -18,10 +18,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringdrive::{
     bot::StallPolicy,
     drive::{
-        DriveIndex, DriveOptions, DriveStatistics, Function, FunctionOptions, Refusal, ReplyTo, Request,
+        DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Refusal, ReplyTo,
+        Request, SourceState,
     },
     gadget::{BusEvent, ResetTicket, Speed},
-    media::{Access, Image},
+    media::{Access, Image, MediaErrorKind},
     ring::{Moved, pool::Pool},
     scsi::{Identity, Kind},
     units::BlockSize,
@@ -34,6 +35,9 @@ use crate::{
     slow::Fetched,
     world::{BusSignal, Nanos, World},
 };
+
+/// How long an operation of the device may take.
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 pub struct Dut {
     function: Function<SimEndpoints, SimMover>,
@@ -87,19 +91,25 @@ impl Dut {
         make: impl FnOnce(ReplyTo<T>) -> Request,
     ) -> Answer<T> {
         let (tx, rx) = mpsc::channel();
-        self.at(now).request(make(ReplyTo::new(move |answer| tx.send(answer).unwrap())));
+        let clock = self.clock.clone();
+        let reply = ReplyTo::new(move |answer| tx.send((clock.load(Ordering::Relaxed), answer)).unwrap());
+        self.at(now).request(make(reply));
         self.after_event(now);
         Answer(rx)
     }
 
-    pub fn insert(&mut self, now: Nanos, lun: u8, disk: &Disk) -> Answer<Result<(), Refusal>> {
-        let image = image(disk);
+    /// `None`: an operation on the same file that was never given up still holds its lock.
+    pub fn insert(&mut self, now: Nanos, lun: u8, disk: &Disk) -> Option<Answer<Result<(), Refusal>>> {
+        let image = image(disk)?;
         let image = if disk.slow { self.fetched.medium(image) } else { Box::new(image) };
         let (tx, rx) = mpsc::channel();
-        let reply = ReplyTo::new(move |answer: Result<_, _>| tx.send(answer.map(drop)).unwrap());
+        let clock = self.clock.clone();
+        let reply = ReplyTo::new(move |answer: Result<_, _>| {
+            tx.send((clock.load(Ordering::Relaxed), answer.map(drop))).unwrap();
+        });
         self.at(now).request(Request::Insert { lun, image, reply });
         self.after_event(now);
-        Answer(rx)
+        Some(Answer(rx))
     }
 
     pub fn eject(&mut self, now: Nanos, lun: u8, force: bool) -> Answer<Result<String, Refusal>> {
@@ -114,17 +124,26 @@ impl Dut {
         rx.try_recv().unwrap().pop().unwrap()
     }
 
+    /// Whether the source of the medium in a drive answers, as the drive says.
+    pub fn source(&mut self, now: Nanos, lun: u8) -> Option<SourceState> {
+        let (tx, rx) = mpsc::channel();
+        let reply = ReplyTo::new(move |told| tx.send(told).unwrap());
+        self.at(now).request(Request::State { reply });
+        let states: Vec<DriveState> = rx.try_recv().unwrap();
+        Some(states.get(usize::from(lun))?.image.as_ref()?.source)
+    }
+
     /// Buffers that are not in their pools.
     pub fn buffers_out(&self) -> usize {
         self.pools.iter().map(|pool| pool.count() - pool.available()).sum()
     }
 }
 
-/// What a request will be answered.
-pub struct Answer<T>(mpsc::Receiver<T>);
+/// When and what a request will be answered.
+pub struct Answer<T>(mpsc::Receiver<(Nanos, T)>);
 
 impl<T> Answer<T> {
-    pub fn take(&self) -> Option<T> {
+    pub fn take(&self) -> Option<(Nanos, T)> {
         self.0.try_recv().ok()
     }
 }
@@ -173,14 +192,17 @@ impl Dut {
     }
 }
 
-fn image(disk: &Disk) -> Image {
+fn image(disk: &Disk) -> Option<Image> {
     let fd = OwnedFd::from(disk.file.try_clone().unwrap());
     let (access, size) = match disk.block {
         512 => (Access::ReadWrite, BlockSize::B512),
         4096 => (Access::ReadWrite, BlockSize::B4096),
         _ => (Access::ReadOnly, BlockSize::B2048),
     };
-    Image::from_fd(fd, PathBuf::from("sim"), access, size).unwrap()
+    match Image::from_fd(fd, PathBuf::from("sim"), access, size) {
+        Err(error) if error.kind == MediaErrorKind::InUse => None,
+        image => Some(image.unwrap()),
+    }
 }
 
 fn disk(blocks: usize, block: usize, writable: bool) -> Disk {
@@ -237,6 +259,7 @@ pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
         identity: Identity::new("sim", name, "1", name).unwrap(),
         rw: kind == Kind::Disk,
         block_size: block,
+        deadline: DEADLINE,
     };
     let options = FunctionOptions {
         name: "sim".into(),
@@ -266,7 +289,7 @@ pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
         allocations: 0,
     };
     for (lun, disk) in (0..).zip(&disks) {
-        dut.insert(0, lun, disk).take().unwrap().unwrap();
+        dut.insert(0, lun, disk).unwrap().take().unwrap().1.unwrap();
     }
     (World::new(rng.fork(), bus, media, dut), disks)
 }

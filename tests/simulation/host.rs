@@ -9,7 +9,7 @@ use ringdrive::{drive::Refusal, gadget::endpoints::Pipe};
 use crate::{
     bus::{Bus, Handshake},
     dut::Answer,
-    world::{BusSignal, World},
+    world::{BusSignal, Nanos, World},
 };
 
 /// The data phase that the CBW announces.
@@ -87,7 +87,8 @@ pub struct Port {
     fuse: Option<(u32, Chaos)>,
     /// Handshakes until somebody takes the medium out of a unit by force.
     ejection: Option<(u32, u8)>,
-    ejected: Option<Answer<Result<String, Refusal>>>,
+    /// When it was asked for, and the answer.
+    ejected: Option<(Nanos, Answer<Result<String, Refusal>>)>,
 }
 
 impl Port {
@@ -109,21 +110,23 @@ impl Port {
         self.ejection = Some((handshakes, lun));
     }
 
-    /// The answer to the ejection, asked for now if it has not been yet.
-    pub fn ejected(&mut self) -> Option<Result<String, Refusal>> {
+    /// How long it took to answer, and the answer to the ejection, asked for now if it has not been yet.
+    pub fn ejected(&mut self) -> Option<(Nanos, Result<String, Refusal>)> {
         if let Some((_, lun)) = self.ejection {
             self.ejection = Some((0, lun));
             self.burn_ejection();
         }
         self.world.settle();
-        self.ejected.take()?.take()
+        let (asked, answer) = self.ejected.take()?;
+        let (answered, result) = answer.take()?;
+        Some((answered - asked, result))
     }
 
     fn burn_ejection(&mut self) {
         match &mut self.ejection {
             Some((0, lun)) => {
                 let World { device, now, .. } = &mut self.world;
-                self.ejected = Some(device.eject(*now, *lun, true));
+                self.ejected = Some((*now, device.eject(*now, *lun, true)));
                 self.ejection = None;
             }
             Some((left, _)) => *left -= 1,

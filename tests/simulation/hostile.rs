@@ -6,6 +6,7 @@ use super::Checker;
 use crate::{
     host::{AFTER_STALL, Chaos, End, Expected, Script, Stop},
     job::{Job, Moves, What},
+    media::SECOND,
     world::World,
 };
 
@@ -105,10 +106,14 @@ impl Checker {
         self.going = false;
         result?;
         match self.port.ejected() {
-            Some(Ok(_)) => {}
+            Some((..SECOND, Ok(_))) => {}
             other => return Err(format!("forced eject: {other:?}")),
         }
-        if self.port.world.media.faults() > faults || self.port.world.media.has_lost(&self.disks[lun].file) {
+        let held_up = self.stuck(unit) > 0;
+        if held_up
+            || self.port.world.media.faults() > faults
+            || self.port.world.media.has_lost(&self.disks[lun].file)
+        {
             // By force means: even if it could not be stored.
             self.port.world.media.forget_volatile(&self.disks[lun].file);
         }
@@ -122,13 +127,25 @@ impl Checker {
         }
         self.mark("not ready");
         let World { device, now, .. } = &mut self.port.world;
-        let inserted = device.insert(*now, unit, &self.disks[lun]);
+        let inserted = match device.insert(*now, unit, &self.disks[lun]) {
+            Some(inserted) => inserted,
+            None if !held_up => return Err("the image is in use by nobody".into()),
+            None => {
+                self.mark("insert waits for a late write");
+                self.port.world.release();
+                self.port.world.settle();
+                let World { device, now, .. } = &mut self.port.world;
+                device
+                    .insert(*now, unit, &self.disks[lun])
+                    .ok_or("the image is in use though nothing is late")?
+            }
+        };
         if !self.port.world.settle() {
             return Err("the device never comes to rest after an insert".into());
         }
         self.attentions[lun] += 2;
         match inserted.take() {
-            Some(Ok(())) => Ok(()),
+            Some((_, Ok(()))) => Ok(()),
             other => Err(format!("insert: {other:?}")),
         }
     }

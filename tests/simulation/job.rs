@@ -89,7 +89,7 @@ impl Job {
     }
 
     pub fn request_sense(lun: u8, len: u8) -> Self {
-        let what = What::Answer(|data, _| data.is_empty() || data[0] & 0x7f == 0x70);
+        let what = What::Answer(|data, _| data.is_empty() || data[0] & 0x7e == 0x70);
         Self::new(lun, [REQUEST_SENSE, 0, 0, 0, len, 0], Moves::UpTo(len.into()), what)
     }
 

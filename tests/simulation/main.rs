@@ -48,7 +48,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 42] = [
+const MUST_HAPPEN: [&str; 45] = [
     "FUA write",
     "READ CD",
     "broken off unseen",
@@ -68,6 +68,7 @@ const MUST_HAPPEN: [&str; 42] = [
     "case 9",
     "compared",
     "compared and written",
+    "deferred error",
     "clear halt between commands",
     "clear halt within a command",
     "counted as aborted",
@@ -84,6 +85,8 @@ const MUST_HAPPEN: [&str; 42] = [
     "reset recovery",
     "short data-out",
     "slow medium",
+    "source offline",
+    "source online again",
     "stall",
     "stream",
     "sync",

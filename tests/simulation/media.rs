@@ -17,11 +17,16 @@ use std::{
 use fastrand::Rng;
 use nix::fcntl::{FallocateFlags, fallocate};
 use ringdrive::{
-    ring::{MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
+    ring::{FileStat, MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
 };
 
 use crate::model::SECTOR;
+
+/// A second, in virtual nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
+/// When an operation ends that does not.
+const NEVER: u64 = u64::MAX;
 
 /// How often the medium misbehaves, in 1/1000 of operations.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,10 @@ pub struct Faults {
     pub errors: u32,
     pub shorts: u32,
     pub full: u32,
+    /// Operations that take much longer than any deadline, or for ever.
+    pub stuck: u32,
+    /// Operations with which the storage of their file stops to answer for a while.
+    pub outages: u32,
     /// Longest delay of an operation, in virtual nanoseconds.
     pub delay_max: u64,
 }
@@ -37,7 +46,8 @@ impl Faults {
     pub fn any(rng: &mut Rng) -> Self {
         let mut rate = |of: u32| if rng.u8(..3) == 0 { rng.u32(..of) } else { 0 };
         let (errors, shorts, full) = (rate(80), rate(200), rate(200));
-        Self { errors, shorts, full, delay_max: 1 << rng.u32(10..30) }
+        let (stuck, outages) = (rate(20), rate(10));
+        Self { errors, shorts, full, stuck, outages, delay_max: 1 << rng.u32(10..30) }
     }
 }
 
@@ -55,6 +65,7 @@ enum Op {
         at: u64,
         len: usize,
     },
+    Stat,
     /// What had been written when it was asked for.
     Sync {
         written: Vec<u32>,
@@ -89,6 +100,12 @@ struct State {
     /// By inode, because the drive opens images anew.
     logs: HashMap<u64, Log>,
     faults: u64,
+    /// By inode, until when the storage answers nothing.
+    down: HashMap<u64, u64>,
+    /// By inode, operations that were held up, or ended as if they had been.
+    stuck: HashMap<u64, u64>,
+    /// Nothing is held up before then.
+    calm_until: u64,
 }
 
 /// The world's end.
@@ -110,7 +127,18 @@ impl State {
             self.faults += 1;
             return Err(buf);
         }
-        let due = self.now + self.rng.u64(..self.rates.delay_max);
+        let mut due = self.now + self.rng.u64(..self.rates.delay_max);
+        let inode = inode_of(file);
+        if self.now >= self.calm_until && self.happens(self.rates.outages) {
+            self.down.insert(inode, self.now + self.rng.u64(..40 * SECOND));
+        }
+        if let Some(up) = self.down.get(&inode).copied().filter(|up| self.now < *up) {
+            due = up + self.rng.u64(..self.rates.delay_max);
+            *self.stuck.entry(inode).or_default() += 1;
+        } else if self.now >= self.calm_until && self.happens(self.rates.stuck) {
+            due = if self.rng.bool() { NEVER } else { self.now + self.rng.u64(SECOND..60 * SECOND) };
+            *self.stuck.entry(inode).or_default() += 1;
+        }
         self.flights.push(Flight { due, tag, file: file.clone(), buf, op });
         Ok(())
     }
@@ -130,10 +158,20 @@ impl State {
         let short = self.happens(self.rates.shorts);
         let error = fails.then(|| {
             self.faults += 1;
-            let errno = [nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ETIMEDOUT, nix::libc::ESTALE];
-            io::Error::from_raw_os_error(errno[self.rng.usize(..errno.len())])
+            let errno = [nix::libc::ETIMEDOUT, nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ESTALE];
+            // To ask a file that is gone what it is would tell that for good.
+            let kinds = if matches!(flight.op, Op::Stat) { 2 } else { 4 };
+            let errno = errno[self.rng.usize(..kinds)];
+            let timed_out = u64::from(errno == nix::libc::ETIMEDOUT);
+            *self.stuck.entry(inode_of(&flight.file)).or_default() += timed_out;
+            io::Error::from_raw_os_error(errno)
         });
+        let mut stat = None;
         let (op, result) = match flight.op {
+            Op::Stat => {
+                stat = error.is_none().then(|| stat_of(&flight.file));
+                (MoveOp::Stat, error.map_or(Ok(0), Err))
+            }
             Op::Read { at, part } => {
                 let len = if short { self.rng.usize(1..=part.len()) } else { part.len() };
                 let buf = flight.buf.as_mut().unwrap();
@@ -186,8 +224,18 @@ impl State {
                 (MoveOp::Sync, error.map_or(Ok(0), Err))
             }
         };
-        Moved { tag: flight.tag, op, buf: flight.buf, result }
+        Moved { tag: flight.tag, op, buf: flight.buf, result, stat }
     }
+}
+
+fn inode_of(file: &File) -> u64 {
+    file.metadata().unwrap().ino()
+}
+
+fn stat_of(file: &File) -> FileStat {
+    let found = file.metadata().unwrap();
+    let modified = (found.mtime(), found.mtime_nsec());
+    FileStat { device: found.dev(), inode: found.ino(), len: ByteLen(found.len()), modified }
 }
 
 impl Media {
@@ -200,6 +248,9 @@ impl Media {
             spare: Vec::new(),
             logs: HashMap::new(),
             faults: 0,
+            down: HashMap::new(),
+            stuck: HashMap::new(),
+            calm_until: 0,
         };
         let state = Rc::new(RefCell::new(state));
         (Self(state.clone()), SimMover(state))
@@ -208,7 +259,6 @@ impl Media {
     /// Ends one operation that is due at `now`, any of them.
     pub fn complete(&self, now: u64) -> Option<Moved> {
         let mut state = self.0.borrow_mut();
-        state.now = now;
         let due: Vec<usize> = (0..state.flights.len()).filter(|i| state.flights[*i].due <= now).collect();
         if due.is_empty() {
             return None;
@@ -220,10 +270,33 @@ impl Media {
 
     /// When the next operation ends.
     pub fn next_due(&self) -> Option<u64> {
-        self.0.borrow().flights.iter().map(|flight| flight.due).min()
+        self.0.borrow().flights.iter().map(|flight| flight.due).filter(|due| *due < NEVER).min()
     }
 
-    /// Errors, short operations and refusals so far.
+    pub fn at(&self, now: u64) {
+        self.0.borrow_mut().now = now;
+    }
+
+    /// All storage answers again, for a while.
+    pub fn release(&self) {
+        let mut state = self.0.borrow_mut();
+        let State { flights, down, now, rates, calm_until, .. } = &mut *state;
+        down.clear();
+        *calm_until = *now + 20 * SECOND;
+        flights.iter_mut().for_each(|flight| flight.due = flight.due.min(*now + rates.delay_max));
+    }
+
+    /// Operations on this file so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        self.0.borrow().stuck.get(&inode_of(file)).copied().unwrap_or(0)
+    }
+
+    /// Longest delay of an operation that is not stuck.
+    pub fn delay_max(&self) -> u64 {
+        self.0.borrow().rates.delay_max
+    }
+
+    /// Errors and refusals so far.
     pub fn faults(&self) -> u64 {
         self.0.borrow().faults
     }
@@ -253,7 +326,9 @@ impl Media {
 impl Mover for SimMover {
     /// Now and then all of it is in memory.
     fn read_now(&mut self, file: &Arc<File>, at: ByteOffset, to: &mut [u8], _wait: Wait) -> bool {
-        self.0.borrow_mut().rng.bool() && file.read_exact_at(to, at.0).is_ok()
+        let mut state = self.0.borrow_mut();
+        let down = !state.down.is_empty();
+        state.rng.bool() && !down && file.read_exact_at(to, at.0).is_ok()
     }
 
     fn will_read(&mut self, _file: &Arc<File>, _at: ByteOffset, _len: ByteLen) {}
@@ -287,6 +362,10 @@ impl Mover for SimMover {
     fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {
         assert!(len.0 > 0, "an empty hole");
         self.0.borrow_mut().start(tag, file, None, Op::Punch { at: at.0, len: len.to_usize() }).is_ok()
+    }
+
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
+        self.0.borrow_mut().start(tag, file, None, Op::Stat).is_ok()
     }
 
     fn sync(&mut self, file: &Arc<File>, tag: OpTag) -> bool {

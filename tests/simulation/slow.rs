@@ -1,7 +1,9 @@
 //! A medium whose bytes have to be fetched: a file, of which a piece is there some time after somebody asked for it.
 
 use std::{
+    collections::HashMap,
     fs::File,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +16,7 @@ use ringdrive::{
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
-use crate::world::Nanos;
+use crate::{media::SECOND, world::Nanos};
 
 /// What is fetched at once; a multiple of every block and packet.
 const PIECE: u64 = 8192;
@@ -31,6 +33,10 @@ struct State {
     rng: Rng,
     /// Longest time that a piece takes.
     delay_max: Nanos,
+    /// Of a thousand pieces, those that take much longer, or for ever.
+    stuck: u32,
+    /// How many did, by inode.
+    were_stuck: HashMap<u64, u64>,
     /// Of each medium that was made.
     media: Vec<(Vec<Piece>, Waker)>,
 }
@@ -60,7 +66,8 @@ impl std::fmt::Debug for Fetched {
 impl Fetched {
     pub fn new(mut rng: Rng) -> Self {
         let delay_max = 1 << rng.u32(10..30);
-        let state = State { now: 0, rng, delay_max, media: Vec::new() };
+        let stuck = if rng.u8(..2) == 0 { rng.u32(..30) } else { 0 };
+        let state = State { now: 0, rng, delay_max, stuck, were_stuck: HashMap::new(), media: Vec::new() };
         Self { state: Arc::new(Mutex::new(state)), woken: Arc::new(AtomicBool::new(false)) }
     }
 
@@ -83,13 +90,16 @@ impl Fetched {
     pub fn next_due(&self) -> Option<Nanos> {
         let state = self.state.lock().unwrap();
         let pieces = state.media.iter().flat_map(|(pieces, _)| pieces);
-        pieces.filter_map(|piece| if let Piece::Coming(due) = piece { Some(*due) } else { None }).min()
+        let due = |piece: &Piece| match piece {
+            Piece::Coming(due) if *due < Nanos::MAX => Some(*due),
+            _ => None,
+        };
+        pieces.filter_map(due).min()
     }
 
     /// One piece that is due arrives.
     pub fn arrive(&self, now: Nanos) {
         let mut state = self.state.lock().unwrap();
-        state.now = now;
         for (pieces, waker) in &mut state.media {
             let due = |piece: &&mut Piece| matches!(piece, Piece::Coming(due) if *due <= now);
             if let Some(piece) = pieces.iter_mut().find(due) {
@@ -97,6 +107,27 @@ impl Fetched {
                 return waker.wake();
             }
         }
+    }
+
+    pub fn at(&self, now: Nanos) {
+        self.state.lock().unwrap().now = now;
+    }
+
+    /// What is coming comes now.
+    pub fn release(&self) {
+        let mut state = self.state.lock().unwrap();
+        let State { now, media, .. } = &mut *state;
+        for piece in media.iter_mut().flat_map(|(pieces, _)| pieces) {
+            if let Piece::Coming(due) = piece {
+                *due = (*due).min(*now);
+            }
+        }
+    }
+
+    /// Pieces of this file so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        let inode = file.metadata().unwrap().ino();
+        self.state.lock().unwrap().were_stuck.get(&inode).copied().unwrap_or(0)
     }
 
     /// Whether the device is to be told that a medium has woken it; asked once.
@@ -124,7 +155,8 @@ impl Medium for SlowMedium {
 
     fn map(&self, range: ByteRange) -> Extent {
         let mut state = self.fetched.state.lock().unwrap();
-        let State { now, rng, delay_max, media } = &mut *state;
+        let State { now, rng, delay_max, stuck, were_stuck, media } = &mut *state;
+        let inode = self.image.identity().inode;
         let (pieces, _) = &mut media[self.index];
         let numbers = range.start().0 / PIECE..range.end().0.div_ceil(PIECE).min(pieces.len() as u64);
         let mut here = 0;
@@ -133,7 +165,13 @@ impl Medium for SlowMedium {
             match piece {
                 Piece::Here if here == number - numbers.start => here += 1,
                 Piece::Here | Piece::Coming(_) => {}
-                Piece::Elsewhere => *piece = Piece::Coming(*now + rng.u64(..*delay_max)),
+                Piece::Elsewhere => {
+                    let is_stuck = rng.u32(..1000) < *stuck;
+                    *were_stuck.entry(inode).or_default() += u64::from(is_stuck);
+                    let late = if rng.bool() { Nanos::MAX } else { *now + rng.u64(SECOND..60 * SECOND) };
+                    let due = if is_stuck { late } else { *now + rng.u64(..*delay_max) };
+                    *piece = Piece::Coming(due);
+                }
             }
         }
         let left = range.start().0 % PIECE;

@@ -2,9 +2,13 @@
 //!
 //! Everything that could happen now happens in an order that the seed chooses; the clock moves only when nothing can.
 
-use std::{cell::Cell, collections::VecDeque, rc::Rc};
+use std::{cell::Cell, collections::VecDeque, fs::File, rc::Rc};
 
-use crate::{bus::Bus, dut::Dut, media::Media};
+use crate::{
+    bus::Bus,
+    dut::Dut,
+    media::{Media, SECOND},
+};
 use fastrand::Rng;
 
 /// Virtual nanoseconds.
@@ -64,6 +68,8 @@ impl World {
 
     /// Lets one thing happen that can happen now, if there is one.
     fn step_now(&mut self) -> bool {
+        self.media.at(self.now);
+        self.device.fetched.at(self.now);
         let due = |at: Option<Nanos>| at.is_some_and(|at| at <= self.now);
         let possible = [
             (self.signals_pending(), Next::Signal),
@@ -103,8 +109,22 @@ impl World {
         }
     }
 
-    /// Until the device has nothing left to do. `false`: it never ends.
+    /// Until the device has nothing left to do but to ask dead storage now and then. `false`: it never ends.
     pub fn settle(&mut self) -> bool {
-        (0..100_000).any(|_| !self.step())
+        let end = self.now + 100 * SECOND;
+        (0..100_000).any(|_| !self.step() || self.now >= end)
+    }
+
+    /// All storage answers again.
+    pub fn release(&mut self) {
+        self.media.at(self.now);
+        self.device.fetched.at(self.now);
+        self.media.release();
+        self.device.fetched.release();
+    }
+
+    /// Operations on this file, and pieces of it, so far that took longer than any should.
+    pub fn stuck(&self, file: &File) -> u64 {
+        self.media.stuck(file) + self.device.fetched.stuck(file)
     }
 }

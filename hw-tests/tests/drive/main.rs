@@ -11,6 +11,7 @@ mod eject;
 mod enumeration;
 mod events;
 mod filesystem;
+mod hang;
 mod integrity;
 mod killed;
 mod opcodes;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("clients", clients::CASES),
         ("refusals", refusals::CASES),
         ("stats", stats::CASES),
+        ("hang", hang::CASES),
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),

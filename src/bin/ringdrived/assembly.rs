@@ -25,6 +25,8 @@ use ringdrive::{
 
 /// How long the functions together may take to make durable what the host wrote.
 const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often to look whether a thread has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a function may take to answer a request when nothing but we asks for anything.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -131,7 +133,13 @@ impl Assembly {
             }
         }
         // A thread that waits for a storage is left to the end of the process.
-        for function in self.functions.into_iter().filter(|_| answered) {
+        let has_ended = |function: &Function| {
+            while !function.thread.join.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            function.thread.join.is_finished()
+        };
+        for function in self.functions.into_iter().filter(|function| answered && has_ended(function)) {
             match function.thread.join.join() {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
@@ -172,8 +180,15 @@ fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
 fn drive_options(drive: &config::Drive) -> anyhow::Result<DriveOptions> {
     let identity = Identity::new(&drive.vendor, &drive.product, &drive.revision, &drive.serial)
         .with_context(|| format!("drive {:?}", drive.name))?;
-    let config::Drive { name, kind, rw, block_size, .. } = drive;
-    Ok(DriveOptions { name: name.clone(), kind: *kind, identity, rw: *rw, block_size: *block_size })
+    let config::Drive { name, kind, rw, block_size, deadline, .. } = drive;
+    Ok(DriveOptions {
+        name: name.clone(),
+        kind: *kind,
+        identity,
+        rw: *rw,
+        block_size: *block_size,
+        deadline: *deadline,
+    })
 }
 
 fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {

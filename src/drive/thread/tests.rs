@@ -56,6 +56,7 @@ fn start(name: &str, schedule: Schedule) -> Result<FunctionThread, ThreadError> 
         identity,
         rw: false,
         block_size: BlockSize::B512,
+        deadline: Duration::from_secs(10),
     };
     let options = FunctionOptions {
         name: name.into(),

@@ -240,7 +240,8 @@ fn a_stuck_operation_bounds_the_drop_and_its_buffer_is_never_reused() {
     let file = Arc::new(File::from(OwnedFd::from(reader)));
     let drain = Duration::from_millis(20);
     let mut ring =
-        Ring::<()>::new(&RingOptions { entries: 4, pools: std::slice::from_ref(&pool), drain }).unwrap();
+        Ring::<()>::new(&RingOptions { entries: 4, pools: std::slice::from_ref(&pool), workers: 4, drain })
+            .unwrap();
     ring.read(&file, ByteOffset(0), pool.take().unwrap(), 0..4096, OpTag(0)).unwrap();
     ring.submit().unwrap();
     drop(ring);

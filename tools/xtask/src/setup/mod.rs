@@ -39,6 +39,7 @@ pub(crate) struct Board {
 pub(crate) fn run() -> Result<()> {
     board(Link::Stock)?;
     memtest_iso()?;
+    nfs_server()?;
     gungraun()?;
     eprintln!("everything is set up");
     Ok(())

@@ -1,0 +1,196 @@
+//! A file server that stops to answer, in the middle of reads and of writes: the host waits and loses nothing, and nobody else waits.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hw_tests::board::Board;
+use hw_tests::daemon::Daemon;
+use hw_tests::host::Lun;
+use hw_tests::image::{self, MIB};
+use hw_tests::nfs::Server;
+use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::wait::{wait_for, wait_until};
+use serde_json::Value;
+
+use crate::{Case, DAEMON};
+
+pub(crate) const CASES: &[Case] =
+    &[Case { name: "a_dead_file_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: hang }];
+
+/// What a client waits for an answer.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long a function is held up by a command for a dead image: its deadline, and what this machine adds.
+const HELD_UP: Duration = Duration::from_millis(2500);
+const DEADLINE_MS: u32 = 1000;
+/// How long the server is gone, at least. A hard mount is heard of again when TCP retransmits: as long again at worst.
+const GONE: Duration = Duration::from_millis(3000);
+const BACK: Duration = Duration::from_secs(20);
+const STEP: usize = 64 * 1024;
+
+/// What one run is about.
+struct Run<'a> {
+    server: &'a Server,
+    daemon: &'a Daemon,
+    dead: &'a Lun,
+    alive: &'a Lun,
+}
+
+fn hang(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let mut server = Server::start()?;
+    let local = image::random(scratch.file("local"), 90, 4)?;
+    for (seed, (name, options)) in (91..).zip([("hard", "hard"), ("soft", "soft,timeo=5,retrans=2")]) {
+        let dir = server.mount(name, options)?;
+        let file = format!("{name}.img");
+        image::random(server.file(&file), seed, 32)?;
+        let drives = [
+            Drive::disk().named("far").with(&dir.join(&file)).writable().deadline_ms(DEADLINE_MS),
+            Drive::disk().named("near").with(&local),
+        ];
+        let mut rig = Rig::start(board, backend, &Setup::of(drives))?;
+        let (dead, alive) = (rig.lun(0)?, rig.lun(1)?);
+        let daemon = rig.daemon()?;
+        let run = Run { server: &server, daemon, dead: &dead, alive: &alive };
+        reads(&run, &server.file(&file)).with_context(|| format!("{name} mount, reads"))?;
+        // A soft mount gives up what it was to write.
+        if name == "hard" {
+            writes(&run, &server.file(&file), seed).with_context(|| format!("{name} mount, writes"))?;
+        }
+        ejected(&run, &local).with_context(|| format!("{name} mount, eject"))?;
+        rig.stop()?;
+    }
+    Ok(())
+}
+
+/// Cuts the network while `work` goes on, looks around meanwhile, mends it, and waits until `work` goes on.
+fn outage(run: &Run<'_>, steps: &AtomicU64) -> Result<()> {
+    let before = steps.load(Ordering::Relaxed);
+    wait_until(BACK, "the host is at work", || steps.load(Ordering::Relaxed) > before + 2)?;
+    run.server.cut()?;
+    let gone = Instant::now();
+    let seen = look_around(run, gone);
+    run.server.mend()?;
+    let back = Instant::now();
+    seen?;
+    wait_until(BACK, "the source is online", || source(run.daemon).is_ok_and(|source| source == "online"))?;
+    let after = steps.load(Ordering::Relaxed);
+    wait_until(BACK, "the host goes on", || steps.load(Ordering::Relaxed) > after)?;
+    eprintln!("went on {} ms after the server was back", back.elapsed().as_millis());
+    Ok(())
+}
+
+/// While the server is gone: everybody else is served, and the state says so.
+fn look_around(run: &Run<'_>, gone: Instant) -> Result<()> {
+    let mut offline = false;
+    let mut slowest = Duration::ZERO;
+    while gone.elapsed() < GONE || !offline {
+        ensure!(gone.elapsed() < BACK, "never offline");
+        let asked = Instant::now();
+        offline |= source(run.daemon)? == "offline";
+        ensure!(asked.elapsed() < AT_ONCE, "state took {} ms", asked.elapsed().as_millis());
+        let asked = Instant::now();
+        run.alive.read_at(0, STEP)?;
+        slowest = slowest.max(asked.elapsed());
+    }
+    eprintln!("the other drive took {} ms at most", slowest.as_millis());
+    ensure!(slowest < HELD_UP, "the other drive took {} ms", slowest.as_millis());
+    Ok(())
+}
+
+fn source(daemon: &Daemon) -> Result<String> {
+    let state = daemon.state()?;
+    let source = state.pointer("/drives/0/image/source").and_then(Value::as_str);
+    Ok(source.with_context(|| format!("no source in {state}"))?.to_owned())
+}
+
+/// Does `work` with one number after the other, on a thread, while the network is cut twice.
+fn at_work(run: &Run<'_>, work: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
+    let (steps, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            while !enough.load(Ordering::Relaxed) {
+                work(steps.load(Ordering::Relaxed))?;
+                steps.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let seen = (0..2).try_for_each(|_| outage(run, &steps));
+        enough.store(true, Ordering::Relaxed);
+        let worked = worker.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
+        worked.context("the host failed").and(seen)
+    })
+}
+
+/// Each step reads bytes that this machine's cache does not hold.
+fn reads(run: &Run<'_>, file: &Path) -> Result<()> {
+    let all = fs::read(file)?;
+    at_work(run, |step| {
+        let at = usize::try_from(step)? * STEP % all.len();
+        if at == 0 {
+            fs::write("/proc/sys/vm/drop_caches", "1")?;
+        }
+        let read = run.dead.read_at(u64::try_from(at)?, STEP)?;
+        ensure!(all.get(at..at + STEP) == Some(&read), "wrong bytes at {at}");
+        Ok(())
+    })
+}
+
+/// Each step writes and has it made durable, which needs the server.
+fn writes(run: &Run<'_>, file: &Path, seed: u64) -> Result<()> {
+    let last = AtomicU64::new(0);
+    at_work(run, |step| {
+        run.dead.write_at(at(step), &image::noise(seed + step, STEP))?;
+        last.store(step, Ordering::Relaxed);
+        Ok(())
+    })?;
+    let server = File::open(file)?;
+    let last = last.load(Ordering::Relaxed);
+    let wrong = (last.saturating_sub(63)..=last).find(|step| {
+        let mut stored = vec![0; STEP];
+        server.read_exact_at(&mut stored, at(*step)).is_err() || stored != image::noise(seed + step, STEP)
+    });
+    match wrong {
+        None => Ok(()),
+        Some(step) => bail!("the server does not hold what the host wrote in step {step} of {last}"),
+    }
+}
+
+/// 64 places.
+fn at(step: u64) -> u64 {
+    step % 64 * 256 * 1024 % (16 * MIB)
+}
+
+/// With a dead server, a client takes the image out and puts another in.
+fn ejected(run: &Run<'_>, local: &Path) -> Result<()> {
+    run.dead.settle()?;
+    run.server.cut()?;
+    let result = swap(run, local);
+    run.server.mend()?;
+    result
+}
+
+fn swap(run: &Run<'_>, local: &Path) -> Result<()> {
+    fs::write("/proc/sys/vm/drop_caches", "1")?;
+    thread::scope(|scope| {
+        // The host reads, and is told that the medium has gone.
+        let reader = scope.spawn(|| drop(run.dead.read_at(0, STEP)));
+        wait_for(BACK, "the source is offline", || {
+            source(run.daemon).ok().filter(|source| source == "offline")
+        })?;
+        let asked = Instant::now();
+        run.daemon.force_eject(0)?;
+        ensure!(asked.elapsed() < AT_ONCE, "eject took {} ms", asked.elapsed().as_millis());
+        let asked = Instant::now();
+        run.daemon.insert(0, local)?;
+        ensure!(asked.elapsed() < AT_ONCE, "insert took {} ms", asked.elapsed().as_millis());
+        reader.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
+        let read = run.dead.read_at(0, STEP)?;
+        ensure!(fs::read(local)?.starts_with(&read), "the host does not read the image that was inserted");
+        Ok(())
+    })
+}

@@ -1,0 +1,133 @@
+//! An image in a drive: what was written to it, what a stream will read next, and whether its source answers.
+
+use std::{fs::File, sync::Arc, time::Duration};
+
+use crate::{
+    media::{Extent, Medium},
+    ring::Mover,
+    units::{ByteLen, ByteRange},
+};
+
+use super::{
+    command::{ImageState, SourceState},
+    flights::{Owner, Purpose},
+    read_ahead::ReadAhead,
+};
+
+/// One hint to the kernel, which cuts off what is longer than one request to the storage (mm/readahead.c); 128 KiB is the least.
+const HINT_MAX: ByteLen = ByteLen(128 * 1024);
+/// The most that a PRE-FETCH brings: eight hints, which leaves room on the ring for what cannot do without.
+const PREFETCH_MAX: ByteLen = ByteLen(1024 * 1024);
+
+/// Whether the source of an image answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Health {
+    Online,
+    /// It did not, and is asked now and then whether it does again.
+    Offline {
+        /// When to ask next.
+        ask_at: Duration,
+        /// How long to wait after that.
+        pause: Duration,
+        /// It has answered; what is late has still to end.
+        answers: bool,
+        /// What it did not give.
+        wanted: Option<ByteRange>,
+    },
+    /// Somebody else has changed the image: old and new would mix.
+    Changed,
+}
+
+/// An image in a drive.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) image: Box<dyn Medium>,
+    /// Which of the images that were inserted.
+    pub(super) number: u32,
+    /// The host has read from it.
+    pub(super) first_read: bool,
+    /// Counts commands that wrote.
+    pub(super) written: u32,
+    /// The last of them whose bytes are durable.
+    pub(super) stored: u32,
+    /// A sync has failed. The kernel reports that once and forgets the bytes, so no later sync may be believed.
+    pub(super) lost: bool,
+    /// Its bytes were not all in memory when last asked for, or are never expected to be.
+    pub(super) slow: bool,
+    pub(super) health: Health,
+    /// When the source was last found to answer again.
+    pub(super) back_since: Option<Duration>,
+    /// When the file was last looked at.
+    pub(super) looked: Duration,
+    pub(super) stream: ReadAhead,
+}
+
+impl Loaded {
+    pub(super) fn new(image: Box<dyn Medium>, number: u32, slow: bool) -> Self {
+        Self {
+            image,
+            number,
+            first_read: false,
+            written: 0,
+            stored: 0,
+            lost: false,
+            slow,
+            health: Health::Online,
+            back_since: None,
+            looked: Duration::ZERO,
+            stream: ReadAhead::default(),
+        }
+    }
+
+    pub(super) fn purpose(&self, owner: Owner, lun: u8) -> Purpose {
+        Purpose { owner, lun, image: self.number, written: self.written }
+    }
+
+    /// Whether something was written that is not known to be durable.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.written != self.stored
+    }
+
+    /// The file to sync, if something was written.
+    pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
+        self.image.file_for_sync().filter(|_| self.is_dirty()).cloned()
+    }
+
+    /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
+    pub(super) fn read_ahead(&mut self, range: ByteRange, mover: &mut impl Mover) -> bool {
+        let (goes_on, hint) = self.stream.advance(range);
+        if let Some(hint) = hint.filter(|_| self.slow) {
+            self.hint(hint, mover);
+        }
+        goes_on
+    }
+
+    /// The host will read these bytes soon. No more than a stream has ahead is asked for.
+    pub(super) fn will_read(&self, range: ByteRange, mover: &mut impl Mover) {
+        self.hint(range.split_at(PREFETCH_MAX).0, mover);
+    }
+
+    fn hint(&self, mut hint: ByteRange, mover: &mut impl Mover) {
+        while !hint.is_empty() && self.health == Health::Online {
+            let (piece, rest) = hint.split_at(HINT_MAX);
+            hint = rest;
+            if let Extent::File { file, offset, len } = self.image.map(piece) {
+                mover.will_read(&file, offset, len);
+            }
+        }
+    }
+
+    pub(super) fn state(&self) -> ImageState {
+        ImageState {
+            name: self.image.name(),
+            bytes: self.image.stored().0,
+            rw: self.image.writable(),
+            first_read: self.first_read,
+            source: match self.health {
+                Health::Online => SourceState::Online,
+                Health::Offline { .. } => SourceState::Offline,
+                Health::Changed => SourceState::Changed,
+            },
+        }
+    }
+}
