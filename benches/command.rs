@@ -84,7 +84,7 @@ fn ring(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("round trip", len), |b| {
             b.iter(|| {
                 let buf = pool.take().expect("a buffer");
-                assert!(ring.read(&file, ByteOffset(0), buf, len, OpTag(0)).is_ok(), "the ring is full");
+                assert!(ring.read(&file, ByteOffset(0), buf, 0..len, OpTag(0)).is_ok(), "the ring is full");
                 loop {
                     if let Some(Completion::Moved(moved)) = ring.next() {
                         break assert_eq!(moved.result.ok(), Some(len));

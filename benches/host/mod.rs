@@ -6,6 +6,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io,
+    ops::Range,
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::PathBuf,
     sync::Arc,
@@ -56,10 +57,10 @@ impl Mover for Immediate {
         file: &Arc<File>,
         at: ByteOffset,
         mut buf: Buf,
-        len: usize,
+        part: Range<usize>,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        let result = file.read_at(&mut buf[..len], at.0);
+        let result = file.read_at(&mut buf[part], at.0);
         self.done(tag, MoveOp::Read, Some(buf), result);
         Ok(())
     }
@@ -69,11 +70,11 @@ impl Mover for Immediate {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         _durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        let result = file.write_at(&buf[..len], at.0);
+        let result = file.write_at(&buf[part], at.0);
         self.done(tag, MoveOp::Write, Some(buf), result);
         Ok(())
     }

@@ -75,6 +75,8 @@ pub(super) struct Compound {
     have: usize,
     /// How many of them were compared; with one block for all, how many bytes of the image were.
     compared: usize,
+    /// How many bytes of the piece at work were written.
+    stored: usize,
     /// All of the image that it is about, and what is still to be done of it.
     whole: ByteRange,
     ahead: ByteRange,
@@ -102,6 +104,7 @@ impl Compound {
             host: None,
             have: 0,
             compared: 0,
+            stored: 0,
             whole,
             ahead: whole,
             list: None,
@@ -127,7 +130,7 @@ impl Compound {
                 Step::Store => self.store(image, mover),
                 Step::Done(result) => return Ok(Some(result)),
             };
-            // All buffers are in use: again when one of them comes back.
+            // All buffers are in use, or the image has not fetched the bytes yet: again when that changes.
             if went.is_none() {
                 break;
             }
@@ -239,8 +242,7 @@ impl Compound {
         match image.map(here) {
             Extent::File { file, offset, len } => {
                 let len = len.min(here.len()).to_usize();
-                let tag = OpTag(u32::try_from(len).unwrap_or(u32::MAX));
-                match mover.read(&file, offset, buf, len, tag) {
+                match mover.read(&file, offset, buf, 0..len, OpTag(0)) {
                     Ok(()) => self.waiting = true,
                     Err(_) => self.fail(FaultKind::Interrupted, Way::Read),
                 }
@@ -252,6 +254,7 @@ impl Compound {
                     self.weigh(bytes);
                 }
             }
+            Extent::Pending { .. } => return None,
             Extent::Fault { kind, .. } => self.fail(kind, Way::Read),
         }
         Some(())
@@ -300,24 +303,28 @@ impl Compound {
     }
 
     fn write(&mut self, image: &dyn Medium, mover: &mut impl Mover) -> Option<()> {
-        let here = self.ahead.split_at(self.have.into()).0;
-        let len = here.len().to_usize();
+        let piece = self.ahead.split_at(self.have.into()).0;
+        let here = piece.split_at(self.stored.into()).1;
+        let part = self.stored..piece.len().to_usize();
         let durable = match self.op {
             Op::WriteAndVerify(_) => true,
             Op::CompareAndWrite { fua, .. } => fua,
             _ => false,
         };
-        let tag = OpTag(u32::try_from(len).unwrap_or(u32::MAX));
-        match (image.map(here), self.host.take()) {
+        let extent = image.map(here);
+        if matches!(extent, Extent::Pending { .. }) {
+            return None;
+        }
+        match (extent, self.host.take()) {
             (Extent::File { file, offset, len: mapped }, Some(buf)) if mapped == here.len() => {
-                match mover.write(&file, offset, buf, len, durable, tag) {
+                match mover.write(&file, offset, buf, part, durable, OpTag(0)) {
                     Ok(()) => self.waiting = true,
                     Err(_) => self.fail(FaultKind::Interrupted, Way::Write),
                 }
             }
             (Extent::Fault { kind, .. }, _) => self.fail(kind, Way::Write),
             // A writable image is one extent; scsi let no write through to any other.
-            (Extent::File { .. } | Extent::Zero { .. }, _) => self.fail(FaultKind::ReadOnly, Way::Write),
+            (_, _) => self.fail(FaultKind::ReadOnly, Way::Write),
         }
         Some(())
     }
@@ -333,10 +340,10 @@ impl Compound {
             self.step = Step::Store;
             return Some(());
         };
-        self.punched += 1;
         self.ahead = here;
         match image.map(here) {
             _ if here.is_empty() => {}
+            Extent::Pending { .. } => return None,
             Extent::File { file, offset, len } if len == here.len() => {
                 if mover.punch(&file, offset, len, OpTag(0)) {
                     self.waiting = true;
@@ -347,23 +354,22 @@ impl Compound {
             Extent::Fault { kind, .. } => self.fail(kind, Way::Write),
             Extent::File { .. } | Extent::Zero { .. } => self.fail(FaultKind::ReadOnly, Way::Write),
         }
+        self.punched += 1;
         Some(())
     }
 
     /// An operation on the image has ended.
     fn moved(&mut self, done: Moved) {
         self.waiting = false;
-        let len = ByteLen::from(done.tag.0);
         let way = if done.op == MoveOp::Read { Way::Read } else { Way::Write };
         match (done.op, done.result, done.buf) {
             (_, Err(error), _) => self.fail(FaultKind::from(&error), way),
-            (MoveOp::Read, Ok(n), Some(buf)) if ByteLen::from(n) == len => {
-                self.weigh(buf.get(..n).unwrap_or_default());
-            }
+            // A read or a write may be short; what comes of its rest tells why.
+            (MoveOp::Read, Ok(n @ 1..), Some(buf)) => self.weigh(buf.get(..n).unwrap_or_default()),
             (MoveOp::Read, Ok(_), _) => self.fail(FaultKind::Truncated, way),
-            (MoveOp::Write, Ok(n), buf) if ByteLen::from(n) == len => {
+            (MoveOp::Write, Ok(n @ 1..), buf) => {
                 self.host = buf;
-                self.written(len);
+                self.written(n);
             }
             (MoveOp::Write, Ok(_), _) => self.fail(FaultKind::NoSpace, way),
             (MoveOp::Punch, Ok(_), _) => {}
@@ -371,12 +377,18 @@ impl Compound {
         }
     }
 
-    fn written(&mut self, len: ByteLen) {
+    fn written(&mut self, len: usize) {
+        let piece = self.ahead.split_at(self.have.into()).0.len();
+        self.stored += len;
+        if self.stored < piece.to_usize() {
+            return;
+        }
+        self.stored = 0;
         if matches!(self.op, Op::WriteAndVerify(_)) {
             self.step = Step::Compare;
             return;
         }
-        self.ahead = self.ahead.split_at(len).1;
+        self.ahead = self.ahead.split_at(piece).1;
         if self.ahead.is_empty() {
             self.step = Step::Store;
         }

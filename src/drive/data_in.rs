@@ -7,7 +7,7 @@
 //! Up to [`WINDOW`] reads are under way at once and may end in any order; the bytes leave in order. The first chunk is small, so
 //! that the host gets its first packet early. Called by `phases`; owns no buffer that the ring or an engine holds.
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, ops::Range, sync::Arc};
 
 use crate::{
     gadget::endpoints::{Endpoints, Pipe, Wake},
@@ -44,13 +44,25 @@ pub(super) enum Sink {
     Nowhere,
 }
 
+/// A run of bytes that go to the host in one request.
 #[derive(Debug)]
-enum Chunk {
-    /// The ring reads the first `file` bytes; the rest, up to `len`, are zeroes behind the end of the image.
-    Reading { file: usize, len: usize },
-    /// The first `len` bytes of the buffer are next.
-    Ready { buf: Buf, len: usize },
-    /// These bytes cannot be had.
+struct Chunk {
+    len: usize,
+    /// Where the rest of it is, behind the first `filled` bytes.
+    missing: ByteRange,
+    filled: usize,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// More bytes are to be asked for.
+    Wanting(Buf),
+    /// The ring has the buffer.
+    Reading,
+    /// All bytes are there.
+    Ready(Buf),
+    /// They cannot be had.
     Failed(FaultKind),
 }
 
@@ -119,10 +131,12 @@ impl DataIn {
         let (here, rest) = self.ahead.split_at(len);
         let len = here.len().to_usize();
         let chunk = match head {
-            Head::Ready { buf, .. } => Chunk::Ready { buf, len },
-            Head::Reading { file, .. } => {
+            Head::Ready { buf, .. } => {
+                Chunk { len, missing: here.split_at(here.len()).1, filled: len, state: State::Ready(buf) }
+            }
+            Head::Reading { .. } => {
                 self.waited = true;
-                Chunk::Reading { file: file.to_usize(), len }
+                Chunk { len, missing: here, filled: 0, state: State::Reading }
             }
         };
         self.window = [Some(chunk), None, None, None];
@@ -154,17 +168,16 @@ impl DataIn {
     /// Takes a finished read.
     pub(super) fn read_done(&mut self, done: Moved) {
         let Some(slot) = self.window.get_mut(slot_of(done.tag.0)) else { return };
-        let Some(Chunk::Reading { file, len }) = *slot else { return };
-        *slot = Some(match (done.result, done.buf) {
-            (Ok(n), Some(mut buf)) if n == file => {
-                if let Some(tail) = buf.get_mut(file..len) {
-                    tail.fill(0);
-                }
-                Chunk::Ready { buf, len }
+        let Some(chunk @ Chunk { state: State::Reading, .. }) = slot else { return };
+        chunk.state = match (done.result, done.buf) {
+            // A read may be short; what comes of its rest tells why.
+            (Ok(n @ 1..), Some(buf)) => {
+                chunk.fill(n);
+                State::Wanting(buf)
             }
-            (Ok(_), _) => Chunk::Failed(FaultKind::Truncated),
-            (Err(error), _) => Chunk::Failed(FaultKind::from(&error)),
-        });
+            (Ok(_), _) => State::Failed(FaultKind::Truncated),
+            (Err(error), _) => State::Failed(FaultKind::from(&error)),
+        };
     }
 
     /// Asks for what fits into the window and queues what is there.
@@ -174,34 +187,21 @@ impl DataIn {
         mover: &mut impl Mover,
         pipes: &mut Pipes<E>,
     ) -> Result<Progress, PipeError> {
+        self.go_on(medium, mover);
         self.ask(medium, mover, pipes);
         while let Some(slot) = self.window.get_mut(slot_of(self.first)) {
             match slot.take() {
-                ready @ Some(Chunk::Ready { .. })
-                    if self.sink == Sink::Host && pipes.queued(Pipe::In) >= QUEUED =>
-                {
-                    *slot = ready;
-                    return Ok(Progress::Going);
-                }
-                Some(Chunk::Ready { buf, len }) => {
+                Some(Chunk { state: State::Ready(buf), len, missing, filled }) => {
+                    if self.sink == Sink::Host && pipes.queued(Pipe::In) >= QUEUED {
+                        *slot = Some(Chunk { state: State::Ready(buf), len, missing, filled });
+                        return Ok(Progress::Going);
+                    }
                     self.first = self.first.wrapping_add(1);
-                    self.moved += ByteLen::from(len).0;
-                    let is_last = self.ahead.is_empty() && self.first == self.next;
-                    let fits = self.ahead.len() <= ByteLen::from(DATA_LEN * UNHEARD);
-                    let wake =
-                        if !fits && self.first.is_multiple_of(WAKE_EVERY) { Wake::Now } else { Wake::Later };
-                    match self.sink {
-                        Sink::Host => pipes.send_data(buf, len, wake)?,
-                        Sink::Nowhere => drop(buf),
-                    }
-                    // The host takes this chunk while we read the next. The last goes together with the CSW.
-                    if !is_last {
-                        pipes.flush();
-                    }
+                    self.send(buf, len, pipes)?;
                 }
-                Some(Chunk::Failed(kind)) => return Ok(Progress::Fault(kind)),
-                reading @ Some(Chunk::Reading { .. }) => {
-                    *slot = reading;
+                Some(Chunk { state: State::Failed(kind), .. }) => return Ok(Progress::Fault(kind)),
+                Some(chunk) => {
+                    *slot = Some(chunk);
                     return Ok(Progress::Going);
                 }
                 None => break,
@@ -211,67 +211,133 @@ impl DataIn {
         Ok(if self.ahead.is_empty() { Progress::Done } else { Progress::Going })
     }
 
+    fn send<E: Endpoints>(&mut self, buf: Buf, len: usize, pipes: &mut Pipes<E>) -> Result<(), PipeError> {
+        self.moved += ByteLen::from(len).0;
+        let is_last = self.ahead.is_empty() && self.first == self.next;
+        let fits = self.ahead.len() <= ByteLen::from(DATA_LEN * UNHEARD);
+        let wake = if !fits && self.first.is_multiple_of(WAKE_EVERY) { Wake::Now } else { Wake::Later };
+        match self.sink {
+            Sink::Host => pipes.send_data(buf, len, wake)?,
+            Sink::Nowhere => drop(buf),
+        }
+        // The host takes this chunk while we read the next. The last goes together with the CSW.
+        if !is_last {
+            pipes.flush();
+        }
+        Ok(())
+    }
+
+    /// Asks for more of the chunks whose reads were short, or whose bytes were not to be had yet.
+    fn go_on(&mut self, medium: &dyn Medium, mover: &mut impl Mover) {
+        let mut tag = self.first;
+        while tag != self.next {
+            if let Some(chunk) = self.window.get_mut(slot_of(tag)).and_then(Option::as_mut) {
+                chunk.gather(medium, mover, &mut self.immediate, tag);
+            }
+            tag = tag.wrapping_add(1);
+        }
+    }
+
     fn ask<E: Endpoints>(&mut self, medium: &dyn Medium, mover: &mut impl Mover, pipes: &Pipes<E>) {
         while !self.ahead.is_empty() {
             let Some(slot @ None) = self.window.get_mut(slot_of(self.next)) else { return };
             // A read by the ring costs more than its bytes, and there are others beside it: the largest.
             let chunk = if self.immediate { self.chunk } else { DATA_LEN };
-            let (mut want, mut rest) = self.ahead.split_at(chunk.into());
-            let Some(mut buf) = pipes.data() else { return };
-            let made = match medium.map(want) {
-                Extent::File { file, offset, len }
-                    if self.immediate && len == want.len() && {
-                        self.immediate = read_now(medium, mover, &file, offset, &mut buf, len);
-                        self.immediate
-                    } =>
-                {
-                    *slot = Some(Chunk::Ready { buf, len: len.to_usize() });
-                    self.chunk = (self.chunk * GROWTH).min(DATA_LEN);
-                    self.ahead = rest;
-                    self.next = self.next.wrapping_add(1);
-                    // To be sent before the next is read.
-                    return;
-                }
-                Extent::File { file, offset, len } => {
-                    // Only the last extent of an image may end off a packet boundary, with the padding of its last block behind.
-                    if len < want.len() && !is_padding(medium, want, len) {
-                        (want, rest) = self.ahead.split_at(len);
-                    }
-                    let bytes = len.min(want.len()).to_usize();
-                    match mover.read(&file, offset, buf, bytes, OpTag(self.next)) {
-                        Ok(()) => {
-                            self.waited = true;
-                            Chunk::Reading { file: bytes, len: want.len().to_usize() }
-                        }
-                        // The ring is full: asked again after its next completion.
-                        Err(_) => return,
-                    }
-                }
-                Extent::Zero { len } => {
-                    (want, rest) = self.ahead.split_at(len.min(want.len()));
-                    let len = want.len().to_usize();
-                    buf.iter_mut().take(len).for_each(|byte| *byte = 0);
-                    Chunk::Ready { buf, len }
-                }
-                Extent::Fault { kind, .. } => Chunk::Failed(kind),
-            };
-            *slot = Some(made);
+            let (missing, rest) = self.ahead.split_at(chunk.into());
+            let Some(buf) = pipes.data() else { return };
+            let len = missing.len().to_usize();
+            let chunk = slot.insert(Chunk { len, missing, filled: 0, state: State::Wanting(buf) });
+            let at_hand = chunk.gather(medium, mover, &mut self.immediate, self.next);
             self.ahead = rest;
             self.next = self.next.wrapping_add(1);
+            if at_hand {
+                self.chunk = (self.chunk * GROWTH).min(DATA_LEN);
+                // To be sent before the next is read.
+                return;
+            }
+            self.waited |= !matches!(chunk.state, State::Ready(_) | State::Failed(_));
         }
     }
 }
 
-/// Reads `len` bytes into the start of `buf`, if they are at hand.
+impl Chunk {
+    fn fill(&mut self, n: usize) {
+        self.missing = self.missing.split_at(n.into()).1;
+        self.filled = (self.filled + n).min(self.len);
+    }
+
+    /// Asks for what is missing, as far as that goes now. Whether all of it was in a file and in memory.
+    fn gather(
+        &mut self,
+        medium: &dyn Medium,
+        mover: &mut impl Mover,
+        immediate: &mut bool,
+        tag: u32,
+    ) -> bool {
+        let mut at_hand = false;
+        loop {
+            let mut buf = match std::mem::replace(&mut self.state, State::Reading) {
+                State::Wanting(buf) if self.filled < self.len => buf,
+                State::Wanting(buf) => {
+                    self.state = State::Ready(buf);
+                    return at_hand;
+                }
+                other => {
+                    self.state = other;
+                    return false;
+                }
+            };
+            match medium.map(self.missing) {
+                Extent::File { file, offset, len } => {
+                    let part = self.part(len);
+                    *immediate &= read_now(medium, mover, &file, offset, &mut buf, part.clone());
+                    if !*immediate {
+                        // If the ring is full: asked again after its next completion.
+                        if let Err(buf) = mover.read(&file, offset, buf, part, OpTag(tag)) {
+                            self.state = State::Wanting(buf);
+                        }
+                        return false;
+                    }
+                    at_hand = true;
+                    self.fill(part.len());
+                }
+                Extent::Zero { len } => {
+                    let part = self.part(len);
+                    if let Some(bytes) = buf.get_mut(part.clone()) {
+                        bytes.fill(0);
+                    }
+                    self.fill(part.len());
+                }
+                // Asked again when the medium wakes us.
+                Extent::Pending { .. } => {
+                    self.state = State::Wanting(buf);
+                    return false;
+                }
+                Extent::Fault { kind, .. } => {
+                    self.state = State::Failed(kind);
+                    return false;
+                }
+            }
+            self.state = State::Wanting(buf);
+        }
+    }
+
+    /// Where in the buffer the next `len` bytes go.
+    fn part(&self, len: ByteLen) -> Range<usize> {
+        self.filled..self.filled + len.min(self.missing.len()).to_usize()
+    }
+}
+
+/// Reads into `part` of `buf`, if the bytes are at hand.
 pub(super) fn read_now(
     medium: &dyn Medium,
     mover: &mut impl Mover,
     file: &Arc<File>,
     at: ByteOffset,
     buf: &mut Buf,
-    len: ByteLen,
+    part: Range<usize>,
 ) -> bool {
-    let Some(to) = buf.get_mut(..len.to_usize()) else { return false };
+    let Some(to) = buf.get_mut(part) else { return false };
     match medium.residence() {
         Residence::Memory => mover.read_now(file, at, to, Wait::ForMemory),
         Residence::Local => mover.read_now(file, at, to, Wait::Never),
@@ -281,10 +347,4 @@ pub(super) fn read_now(
 
 fn slot_of(tag: u32) -> usize {
     ByteLen::from(tag).to_usize() % WINDOW
-}
-
-/// Whether all of `want` behind its first `len` bytes is padding.
-fn is_padding(medium: &dyn Medium, want: ByteRange, len: ByteLen) -> bool {
-    let (_, tail) = want.split_at(len);
-    matches!(medium.map(tail), Extent::Zero { len } if len == tail.len())
 }

@@ -21,7 +21,9 @@ use super::{
 };
 
 /// OUT requests queued at once: one being filled, the others behind it.
-const WINDOW: u32 = 4;
+const WINDOW: usize = 4;
+/// Those, and pieces that came and are not written yet.
+const PIECES: usize = 8;
 /// The largest of them, which a buffer holds.
 pub(super) const CHUNK: u32 = 256 * 1024;
 const _: () = assert!(CHUNK as usize == DATA_LEN);
@@ -46,6 +48,16 @@ pub(super) enum Sink {
     Nowhere,
 }
 
+/// Bytes that came and are to be written.
+#[derive(Debug)]
+struct Piece {
+    /// Where what is not written yet goes: the bytes from `from` on.
+    place: ByteRange,
+    from: usize,
+    /// None while the ring has it.
+    buf: Option<Buf>,
+}
+
 #[derive(Debug)]
 pub(super) struct DataOut {
     sink: Sink,
@@ -54,9 +66,9 @@ pub(super) struct DataOut {
     /// Bytes that the command still takes; those after it are dropped.
     keep: usize,
     /// Requests that the pipe still holds.
-    queued: u32,
-    /// Writes that the ring still holds.
-    writing: u32,
+    queued: usize,
+    /// What is to be written, in no order; the tag of a write is the place in here.
+    pieces: [Option<Piece>; PIECES],
     /// Bytes stored or kept.
     moved: u64,
     fault: Option<FaultKind>,
@@ -67,7 +79,8 @@ impl DataOut {
     /// Reads `receive` bytes and gives the first `keep` to `sink`.
     pub(super) fn new(receive: u32, keep: u32, sink: Sink) -> Self {
         let keep = ByteLen::from(keep).to_usize();
-        Self { sink, left: receive, keep, queued: 0, writing: 0, moved: 0, fault: None, ended_early: false }
+        let pieces = [const { None }; PIECES];
+        Self { sink, left: receive, keep, queued: 0, pieces, moved: 0, fault: None, ended_early: false }
     }
 
     /// Bytes stored or kept.
@@ -88,9 +101,15 @@ impl DataOut {
         }
     }
 
-    /// Asks for what fits into the window, and says how far the phase is.
-    pub(super) fn pump<E: Endpoints>(&mut self, pipes: &mut Pipes<E>) -> Result<Progress, PipeError> {
-        while self.left > 0 && self.queued < WINDOW {
+    /// Writes what can be written, asks for what fits into the window, and says how far the phase is.
+    pub(super) fn pump<E: Endpoints>(
+        &mut self,
+        medium: Option<&dyn Medium>,
+        mover: &mut impl Mover,
+        pipes: &mut Pipes<E>,
+    ) -> Result<Progress, PipeError> {
+        self.write_pieces(medium, mover);
+        while self.left > 0 && self.queued < WINDOW && self.queued + self.writing() < PIECES {
             let Some(buf) = pipes.data() else { break };
             let all_but_last = self.left.saturating_sub(1) / LAST_CHUNK * LAST_CHUNK;
             let want = if all_but_last == 0 { self.left } else { all_but_last.min(CHUNK) };
@@ -99,20 +118,14 @@ impl DataOut {
             self.queued += 1;
             self.left -= want;
         }
-        if self.left > 0 || self.queued > 0 || self.writing > 0 {
+        if self.left > 0 || self.queued > 0 || self.writing() > 0 {
             return Ok(Progress::Going);
         }
         Ok(self.fault.map_or(Progress::Done, Progress::Fault))
     }
 
     /// Takes a finished OUT request. Errors other than a cancel that we asked for are the caller's to judge before.
-    pub(super) fn received<E: Endpoints>(
-        &mut self,
-        done: EndpointDone,
-        medium: Option<&dyn Medium>,
-        mover: &mut impl Mover,
-        pipes: &mut Pipes<E>,
-    ) {
+    pub(super) fn received<E: Endpoints>(&mut self, done: EndpointDone, pipes: &mut Pipes<E>) {
         self.queued = self.queued.saturating_sub(1);
         let want = ByteLen::from(done.tag.0).to_usize();
         let came = done.result.unwrap_or(0).min(want);
@@ -124,27 +137,41 @@ impl DataOut {
         let kept = came.min(self.keep);
         self.keep -= kept;
         if kept > 0 {
-            self.store(done.buf, kept, medium, mover);
+            self.store(done.buf, kept);
         }
     }
 
-    /// Takes a finished write. Its tag is its length.
-    pub(super) fn written(&mut self, done: &Moved) {
-        self.writing = self.writing.saturating_sub(1);
-        let fault = match &done.result {
-            Ok(n) if ByteLen::from(*n) == ByteLen::from(done.tag.0) => {
-                self.moved += ByteLen::from(*n).0;
-                return;
+    /// Takes a finished write.
+    pub(super) fn written(&mut self, done: Moved) {
+        let Some(slot) = self.pieces.get_mut(ByteLen::from(done.tag.0).to_usize()) else { return };
+        let Some(mut piece) = slot.take() else { return };
+        match done.result {
+            // A write may be short; what comes of its rest tells why.
+            Ok(n @ 1..) => {
+                self.moved += ByteLen::from(n).0;
+                piece.from += n;
+                piece.place = piece.place.split_at(n.into()).1;
+                if !piece.place.is_empty() {
+                    piece.buf = done.buf;
+                    *slot = Some(piece);
+                }
             }
-            Ok(_) => FaultKind::NoSpace,
-            Err(error) => FaultKind::from(error),
-        };
-        self.fault.get_or_insert(fault);
+            Ok(_) => self.fail(FaultKind::NoSpace),
+            Err(error) => self.fail(FaultKind::from(&error)),
+        }
     }
 
-    fn store(&mut self, buf: Buf, kept: usize, medium: Option<&dyn Medium>, mover: &mut impl Mover) {
-        let (ahead, block, durable) = match &mut self.sink {
-            Sink::Image { ahead, block, durable } => (ahead, *block, *durable),
+    fn fail(&mut self, kind: FaultKind) {
+        self.fault.get_or_insert(kind);
+    }
+
+    fn writing(&self) -> usize {
+        self.pieces.iter().flatten().count()
+    }
+
+    fn store(&mut self, buf: Buf, kept: usize) {
+        let (ahead, block) = match &mut self.sink {
+            Sink::Image { ahead, block, .. } => (ahead, *block),
             // One buffer holds the largest list that scsi asks for, so the list comes in one piece.
             Sink::List(list) => {
                 *list = Some((buf, kept));
@@ -156,20 +183,36 @@ impl DataOut {
         let len = kept - kept % ByteLen::from(block.bytes()).to_usize();
         let (here, rest) = ahead.split_at(len.into());
         *ahead = rest;
-        if self.fault.is_some() || here.is_empty() {
-            return;
+        // There is room, because no more requests were queued.
+        if !here.is_empty()
+            && let Some(free) = self.pieces.iter_mut().find(|piece| piece.is_none())
+        {
+            *free = Some(Piece { place: here, from: 0, buf: Some(buf) });
         }
-        let tag = OpTag(u32::try_from(len).unwrap_or(u32::MAX));
-        match medium.map(|medium| medium.map(here)) {
-            Some(Extent::File { file, offset, len: mapped }) if mapped == here.len() => {
-                match mover.write(&file, offset, buf, len, durable, tag) {
-                    Ok(()) => self.writing += 1,
-                    Err(_) => self.fault = Some(FaultKind::Interrupted),
+    }
+
+    /// Starts to write what came, as far as its place is at hand and the ring has room.
+    fn write_pieces(&mut self, medium: Option<&dyn Medium>, mover: &mut impl Mover) {
+        let durable = matches!(self.sink, Sink::Image { durable: true, .. });
+        for (slot, tag) in self.pieces.iter_mut().zip(0..) {
+            let Some(Piece { place, from, buf: held @ Some(_) }) = slot else { continue };
+            let fault = match medium.map(|medium| medium.map(*place)) {
+                _ if self.fault.is_some() => self.fault,
+                Some(Extent::File { file, offset, len }) if len == place.len() => {
+                    let part = *from..*from + len.to_usize();
+                    let write = |buf| mover.write(&file, offset, buf, part, durable, OpTag(tag)).err();
+                    *held = held.take().and_then(write);
+                    None
                 }
+                Some(Extent::Pending { .. }) => None,
+                Some(Extent::Fault { kind, .. }) => Some(kind),
+                // What is written to is one extent; scsi let no write through to a medium that is not writable.
+                Some(Extent::File { .. } | Extent::Zero { .. }) | None => Some(FaultKind::ReadOnly),
+            };
+            if fault.is_some() {
+                self.fault = fault;
+                *slot = None;
             }
-            Some(Extent::Fault { kind, .. }) => self.fault = Some(kind),
-            // A writable image is one extent; scsi let no write through to any other.
-            Some(Extent::File { .. } | Extent::Zero { .. }) | None => self.fault = Some(FaultKind::ReadOnly),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
         BusEvent, ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
+    media::Waker,
     ring::{
         MoveOp, Moved, Mover,
         pool::{Buf, Pool},
@@ -161,6 +162,7 @@ pub struct Function<E, M> {
     pub(super) stopped: bool,
     events: EventSink,
     pub(super) clock: Clock,
+    pub(super) waker: Waker,
     pub(super) prefetch: Prefetch,
     pub(super) pipes: Pipes<E>,
     pub(super) phase: Phase,
@@ -203,6 +205,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             stopped: false,
             events,
             clock,
+            waker: Waker::default(),
             prefetch: Prefetch::default(),
             pipes,
             phase: Phase::Down,
@@ -300,7 +303,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             MoveOp::Write => match &mut self.phase {
                 // What is only received and dropped may meet the last writes of an abandoned command.
                 Phase::Out { data, end: OutEnd::Write(_) } => {
-                    data.written(&done);
+                    data.written(done);
                     self.pump_out()
                 }
                 _ => self.compound_moved(done),
@@ -411,12 +414,25 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// Goes on with a phase that may have waited for a buffer, or for room in a queue.
+    /// A medium has called its waker: bytes that were [pending](crate::media::Extent::Pending) may be here.
+    pub fn woken(&mut self) {
+        let went = self.pump();
+        self.settle_pipes(went);
+        self.serve();
+    }
+
+    /// What media that are inserted from now on call when they have news; it must bring about [`Function::woken`].
+    pub fn set_waker(&mut self, waker: Waker) {
+        self.waker = waker;
+    }
+
+    /// Goes on with a phase that may have waited for a buffer, for room in a queue, or for bytes.
     fn pump(&mut self) -> Result<(), PipeError> {
         match self.phase {
             Phase::In { .. } => self.pump_in(),
             Phase::Sectors { .. } => self.pump_sectors(),
             Phase::Compound { .. } => self.pump_compound(),
+            Phase::Out { .. } => self.pump_out(),
             _ => Ok(()),
         }
     }

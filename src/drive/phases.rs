@@ -315,15 +315,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
         let Phase::Out { data, .. } = &mut self.phase else { return self.compound_received(done) };
-        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
-        let medium = loaded.map(|loaded| &*loaded.image);
-        data.received(done, medium, &mut self.mover, &mut self.pipes);
+        data.received(done, &mut self.pipes);
         self.pump_out()
     }
 
     pub(super) fn pump_out(&mut self) -> Result<(), PipeError> {
         let Phase::Out { data, .. } = &mut self.phase else { return Ok(()) };
-        let progress = data.pump(&mut self.pipes)?;
+        let loaded = self.drives.get(usize::from(self.open.lun)).and_then(|drive| drive.loaded.as_ref());
+        let medium = loaded.map(|loaded| &*loaded.image);
+        let progress = data.pump(medium, &mut self.mover, &mut self.pipes)?;
         if progress == Progress::Going {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 //! Called by the phases of `function`. Invariant: `queued` counts every request between its submission and its completion, so
 //! that an abort knows when the pipes are quiet.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 
 use crate::{
     bot::CSW_LEN,
@@ -197,10 +197,10 @@ impl<M: Mover> Mover for Counted<M> {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        self.mover.read(file, at, buf, len, tag)?;
+        self.mover.read(file, at, buf, part, tag)?;
         self.in_flight += 1;
         Ok(())
     }
@@ -210,11 +210,11 @@ impl<M: Mover> Mover for Counted<M> {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        self.mover.write(file, at, buf, len, durable, tag)?;
+        self.mover.write(file, at, buf, part, durable, tag)?;
         self.in_flight += 1;
         Ok(())
     }

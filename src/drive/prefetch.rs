@@ -63,8 +63,8 @@ pub(super) enum Prefetch {
 pub(super) enum Head {
     /// Here.
     Ready { buf: Buf, len: ByteLen },
-    /// They come with [`PREFETCH`], which reads `file` bytes.
-    Reading { file: ByteLen, len: ByteLen },
+    /// They come with [`PREFETCH`].
+    Reading { len: ByteLen },
 }
 
 impl Wanted {
@@ -86,7 +86,7 @@ impl Prefetch {
             Self::Reading(what) => {
                 let len = what.of_use(lun, range);
                 *self = if len.is_some() { Self::Adopted } else { Self::Abandoned };
-                len.map(|len| Head::Reading { file: what.range.len(), len })
+                len.map(|len| Head::Reading { len })
             }
             other => {
                 *self = other;
@@ -163,11 +163,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(mut buf) = self.pipes.data().filter(|_| len == range.len()) else { return };
         // Past the count: no command has asked for it yet.
         let mover = self.mover.inner();
-        let is_here = read_now(&*loaded.image, mover, &file, offset, &mut buf, len);
+        let all = 0..len.to_usize();
+        let is_here = read_now(&*loaded.image, mover, &file, offset, &mut buf, all.clone());
         loaded.slow = !is_here;
         if is_here {
             self.prefetch = Prefetch::Ready { what, buf, since: (self.clock)() };
-        } else if mover.read(&file, offset, buf, len.to_usize(), PREFETCH).is_ok() {
+        } else if mover.read(&file, offset, buf, all, PREFETCH).is_ok() {
             self.prefetch = Prefetch::Reading(what);
         }
     }

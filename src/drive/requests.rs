@@ -197,7 +197,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             .collect()
     }
 
-    fn insert(&mut self, lun: u8, image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
+    fn insert(&mut self, lun: u8, mut image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
+        let waker = self.waker.clone();
         let kind = self.target.unit(lun).map(scsi::Unit::kind).ok_or(Refusal::NoDrive)?;
         let drive = self.drive_mut(lun).ok_or(Refusal::NoDrive)?;
         if let Some(loaded) = &drive.loaded {
@@ -215,6 +216,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             write_protected: !image.writable(),
             thin: image.thin(),
         };
+        image.set_waker(waker);
         let slow = image.residence() == Residence::Remote;
         let stream = ReadAhead::default();
         let loaded = Loaded { image, first_read: false, dirty: false, lost: false, slow, stream };

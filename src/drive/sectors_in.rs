@@ -56,8 +56,8 @@ struct Chunk {
     /// What of them is missing yet, and how much is there.
     missing: ByteRange,
     filled: usize,
-    /// A read of so many bytes is under way.
-    reading: Option<usize>,
+    /// The ring has the buffer.
+    reading: bool,
     failed: Option<FaultKind>,
 }
 
@@ -70,18 +70,15 @@ impl SectorsIn {
     /// Takes a finished read.
     pub(super) fn read_done(&mut self, done: Moved) {
         let Some(chunk) = &mut self.chunk else { return };
-        let Some(wanted) = chunk.reading.take() else { return };
-        match (done.result, done.buf) {
-            (Ok(n), Some(buf)) if n == wanted => {
-                if let Some(to) = chunk.room(wanted)
-                    && let Some(from) = buf.get(..wanted)
-                {
-                    to.copy_from_slice(from);
-                }
-                chunk.fill(wanted);
-            }
-            (Ok(_), _) => chunk.failed = Some(FaultKind::Truncated),
-            (Err(error), _) => chunk.failed = Some(FaultKind::from(&error)),
+        if !std::mem::take(&mut chunk.reading) {
+            return;
+        }
+        chunk.user_data = done.buf;
+        match done.result {
+            Ok(0) => chunk.failed = Some(FaultKind::Truncated),
+            // A read may be short.
+            Ok(n) => chunk.fill(n),
+            Err(error) => chunk.failed = Some(FaultKind::from(&error)),
         }
     }
 
@@ -99,7 +96,7 @@ impl SectorsIn {
                 self.chunk = self.next_chunk(pipes);
             }
             let Some(chunk) = &mut self.chunk else { return Ok(Progress::Going) };
-            match chunk.gather(medium, mover, pipes, &mut self.immediate) {
+            match chunk.gather(medium, mover, &mut self.immediate) {
                 Progress::Done => {}
                 going => return Ok(going),
             }
@@ -130,7 +127,7 @@ impl SectorsIn {
             (None, self.image.split_at(ByteLen(0)).0)
         };
         let len = len.to_usize();
-        Some(Chunk { len, sector, user_data, missing, filled: 0, reading: None, failed: None })
+        Some(Chunk { len, sector, user_data, missing, filled: 0, reading: false, failed: None })
     }
 
     /// The first block that could not be had.
@@ -153,14 +150,8 @@ impl Chunk {
     }
 
     /// Done once all of its user data is there.
-    fn gather<E: Endpoints>(
-        &mut self,
-        medium: &dyn Medium,
-        mover: &mut impl Mover,
-        pipes: &Pipes<E>,
-        immediate: &mut bool,
-    ) -> Progress {
-        while self.reading.is_none() && self.failed.is_none() && !self.missing.is_empty() {
+    fn gather(&mut self, medium: &dyn Medium, mover: &mut impl Mover, immediate: &mut bool) -> Progress {
+        while !self.reading && self.failed.is_none() && !self.missing.is_empty() {
             let missing = self.missing.len();
             match medium.map(self.missing) {
                 Extent::File { file, offset, len } => {
@@ -178,11 +169,11 @@ impl Chunk {
                         continue;
                     }
                     *immediate = false;
-                    let Some(buf) = pipes.data() else { return Progress::Going };
+                    let Some(buf) = self.user_data.take() else { return Progress::Going };
                     // If the ring is full: asked again after its next completion.
-                    if mover.read(&file, offset, buf, len, OpTag(0)).is_ok() {
-                        self.reading = Some(len);
-                    }
+                    self.user_data =
+                        mover.read(&file, offset, buf, self.filled..self.filled + len, OpTag(0)).err();
+                    self.reading = self.user_data.is_none();
                     return Progress::Going;
                 }
                 Extent::Zero { len } => {
@@ -192,12 +183,17 @@ impl Chunk {
                     }
                     self.fill(len);
                 }
+                // Asked again when it wakes us.
+                Extent::Pending { .. } => {
+                    *immediate = false;
+                    return Progress::Going;
+                }
                 Extent::Fault { kind, .. } => self.failed = Some(kind),
             }
         }
         match self.failed {
             Some(kind) => Progress::Fault(kind),
-            None if self.reading.is_some() => Progress::Going,
+            None if self.reading => Progress::Going,
             None => Progress::Done,
         }
     }

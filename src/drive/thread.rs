@@ -21,6 +21,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::{
     gadget::{BusEvent, endpoints::Endpoints},
+    media::Waker,
     ring::{Completion, OpKey, Ring, RingError, RingOptions},
     schedule::{Schedule, ScheduleError},
 };
@@ -140,6 +141,11 @@ impl<E: Endpoints> Loop<E> {
         let started = Instant::now();
         let clock = Box::new(move || started.elapsed());
         let mut function = Function::new(options, endpoints, ring, events, clock)?;
+        let wake = Arc::clone(sources.inbox.wake());
+        function.set_waker(Waker::new(move || {
+            // A full counter is a wake-up that nobody has taken yet.
+            let _ = wake.write(1);
+        }));
         let endpoints = function.endpoints().ready_fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
         let ring = function.mover();
         if let Some(fd) = endpoints {
@@ -189,6 +195,8 @@ impl<E: Endpoints> Loop<E> {
                 while let Some(request) = self.sources.inbox.take() {
                     self.function.request(request);
                 }
+                // Media use the same way.
+                self.function.woken();
             }
             Completion::Event(Wake::Bus) => {
                 let _ = self.sources.bus_wake.read();

@@ -22,6 +22,11 @@ pub enum Extent {
         /// How many.
         len: ByteLen,
     },
+    /// Not here yet, but being fetched: to be asked for again once the medium has called its [`Waker`].
+    Pending {
+        /// How many.
+        len: ByteLen,
+    },
     /// They cannot be had.
     Fault {
         /// Why.
@@ -51,6 +56,36 @@ pub enum Residence {
     Remote,
 }
 
+/// Tells the drive that bytes which were [`Extent::Pending`] are here, or will never be: that it shall ask again. From any thread,
+/// at any time, as often as wanted; it does not block.
+#[derive(Clone)]
+pub struct Waker(Arc<dyn Fn() + Send + Sync>);
+
+impl Waker {
+    /// Wakes by calling `f`.
+    pub fn new(f: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(f))
+    }
+
+    /// Wakes.
+    pub fn wake(&self) {
+        (self.0)();
+    }
+}
+
+impl Default for Waker {
+    /// Nobody sleeps.
+    fn default() -> Self {
+        Self::new(|| ())
+    }
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations
 /// answer from memory, and neither block nor allocate.
 pub trait Medium: fmt::Debug + Send {
@@ -74,8 +109,15 @@ pub trait Medium: fmt::Debug + Send {
     }
 
     /// Where the bytes at the start of `range` are. The extent is never longer than `range` and, unless `range` is empty, never
-    /// empty: ask again for what is left. Beyond the end there is only [`FaultKind::OutOfRange`].
+    /// empty: ask again for what is left. Of a writable medium all of `range` is one extent. Beyond the end there is only [`FaultKind::OutOfRange`].
+    ///
+    /// To ask is to wish: a medium that has to fetch bytes starts to fetch what it has not of all of `range`, answers
+    /// [`Extent::Pending`] for its start, and calls its [`Waker`] when that answer has changed. The drive asks so ahead of a
+    /// stream, too, and may never come back for what it asked for.
     fn map(&self, range: ByteRange) -> Extent;
+
+    /// What to call when an answer of [`Extent::Pending`] has changed. Given once, before the first [`Medium::map`].
+    fn set_waker(&mut self, _waker: Waker) {}
 
     /// Whether bytes may be written where [`Medium::map`] says they are.
     fn writable(&self) -> bool;
@@ -104,7 +146,9 @@ impl Extent {
     /// Bytes in it.
     pub fn len(&self) -> ByteLen {
         match self {
-            Self::File { len, .. } | Self::Zero { len } | Self::Fault { len, .. } => *len,
+            Self::File { len, .. } | Self::Zero { len } | Self::Pending { len } | Self::Fault { len, .. } => {
+                *len
+            }
         }
     }
 

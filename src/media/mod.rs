@@ -14,7 +14,7 @@ mod image;
 
 pub use self::{
     error::{MediaError, MediaErrorKind, MediaOp},
-    extent::{Allocation, Extent, Medium, Residence},
+    extent::{Allocation, Extent, Medium, Residence, Waker},
     fault::FaultKind,
     image::{Access, Identity, Image},
 };

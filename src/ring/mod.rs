@@ -24,7 +24,7 @@ pub mod pool;
 mod reactor;
 mod slab;
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 
 use self::pool::Buf;
 pub use self::{
@@ -59,7 +59,7 @@ pub struct Moved {
     pub op: MoveOp,
     /// The buffer given; `None` for [`MoveOp::Sync`] and [`MoveOp::Punch`].
     pub buf: Option<Buf>,
-    /// Bytes moved, from the start of the buffer. May be short: a read that meets the end of the file, a write that meets the
+    /// Bytes moved, from the start of the part of the buffer that was named. May be short: a read that meets the end of the file, a write that meets the
     /// end of the space.
     pub result: io::Result<usize>,
 }
@@ -88,14 +88,20 @@ pub enum Wait {
 ///
 /// Operations may complete in any order; one that must follow another is to be started after the other's completion.
 pub trait Mover {
-    /// Reads `len` bytes at `at` into the start of `buf`.
+    /// Reads from `at` on into `part` of `buf`.
     ///
     /// # Errors
     /// The buffer, when as many operations are in flight as there may be: try again after the next completion.
-    fn read(&mut self, file: &Arc<File>, at: ByteOffset, buf: Buf, len: usize, tag: OpTag)
-    -> Result<(), Buf>;
+    fn read(
+        &mut self,
+        file: &Arc<File>,
+        at: ByteOffset,
+        buf: Buf,
+        part: Range<usize>,
+        tag: OpTag,
+    ) -> Result<(), Buf>;
 
-    /// Writes the first `len` bytes of `buf` at `at`. `durable`: done only when the bytes would survive a power cut
+    /// Writes `part` of `buf` at `at`. `durable`: done only when the bytes would survive a power cut
     /// (RWF_DSYNC), which is what FUA promises.
     ///
     /// # Errors
@@ -105,7 +111,7 @@ pub trait Mover {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf>;

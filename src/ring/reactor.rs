@@ -6,6 +6,7 @@ use std::{
     io,
     marker::PhantomData,
     mem,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -267,7 +268,7 @@ impl<U> Ring<U> {
         let memory = buf.as_mut().map_or(std::ptr::null_mut(), |buf| buf.as_mut_ptr());
         let entry = entry(Fd(file.as_raw_fd()), memory, fixed.and_then(|index| u16::try_from(index).ok()));
         // SAFETY: the descriptor and the buffer that `entry` names move into the slot and stay there until the completion;
-        // Buf's memory is a mapping that does not move with the Buf, and callers of this function cut the length to the Buf's.
+        // Buf's memory is a mapping that does not move with the Buf, and callers of this function cut the part to the Buf's.
         unsafe { self.start(Op::Move { op, tag, buf, _file: Arc::clone(file) }, entry) }.map(drop).map_err(
             |op| match op {
                 Op::Move { buf, .. } => buf,
@@ -346,13 +347,16 @@ impl<U: Copy> Mover for Ring<U> {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        let (at, len) = (offset(at), length(&buf, len));
-        self.start_move(MoveOp::Read, file, Some(buf), tag, |fd, memory, fixed| match fixed {
-            Some(index) => opcode::ReadFixed::new(fd, memory, len, index).offset(at).build(),
-            None => opcode::Read::new(fd, memory, len).offset(at).build(),
+        let (at, (from, len)) = (offset(at), within(&buf, &part));
+        self.start_move(MoveOp::Read, file, Some(buf), tag, |fd, memory, fixed| {
+            let memory = memory.wrapping_add(from);
+            match fixed {
+                Some(index) => opcode::ReadFixed::new(fd, memory, len, index).offset(at).build(),
+                None => opcode::Read::new(fd, memory, len).offset(at).build(),
+            }
         })
         .map_or_else(|buf| buf.map_or(Ok(()), Err), Ok)
     }
@@ -362,15 +366,20 @@ impl<U: Copy> Mover for Ring<U> {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        let (at, len) = (offset(at), length(&buf, len));
+        let (at, (from, len)) = (offset(at), within(&buf, &part));
         let flags = if durable { libc::RWF_DSYNC } else { 0 };
-        self.start_move(MoveOp::Write, file, Some(buf), tag, |fd, memory, fixed| match fixed {
-            Some(index) => opcode::WriteFixed::new(fd, memory, len, index).offset(at).rw_flags(flags).build(),
-            None => opcode::Write::new(fd, memory, len).offset(at).rw_flags(flags).build(),
+        self.start_move(MoveOp::Write, file, Some(buf), tag, |fd, memory, fixed| {
+            let memory = memory.wrapping_add(from);
+            match fixed {
+                Some(index) => {
+                    opcode::WriteFixed::new(fd, memory, len, index).offset(at).rw_flags(flags).build()
+                }
+                None => opcode::Write::new(fd, memory, len).offset(at).rw_flags(flags).build(),
+            }
         })
         .map_or_else(|buf| buf.map_or(Ok(()), Err), Ok)
     }
@@ -528,10 +537,11 @@ fn offset(at: ByteOffset) -> u64 {
     at.0.min(i64::MAX.unsigned_abs())
 }
 
-/// Never more than the buffer holds, whatever the caller says.
-fn length(buf: &Buf, len: usize) -> u32 {
-    debug_assert!(len <= buf.len(), "{len} bytes do not fit {buf:?}");
-    u32::try_from(len.min(buf.len())).unwrap_or(u32::MAX)
+/// Where the part begins, and its length: never more than the buffer holds, whatever the caller says.
+fn within(buf: &Buf, part: &Range<usize>) -> (usize, u32) {
+    debug_assert!(part.end <= buf.len(), "{part:?} does not fit {buf:?}");
+    let (from, to) = (part.start.min(buf.len()), part.end.min(buf.len()));
+    (from, u32::try_from(to.saturating_sub(from)).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ mod media;
 #[path = "../simulation/model.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod model;
+#[path = "../simulation/slow.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod slow;
 #[path = "../simulation/world.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod world;
@@ -93,6 +96,7 @@ fn a_million_commands_leave_memory_as_it_was() {
         stall: StallPolicy::Auto,
         block: BlockSize::B512,
         blocks: [256, 32],
+        slow: 0,
         allocations_of: |call| measure(call).count_total,
     };
     let (world, disks) = dut::world(&mut rng, parts);

@@ -199,6 +199,9 @@ impl Checker {
     /// Runs a command as its host means it, and judges the answer.
     pub fn honest(&mut self, job: &Job) -> Result<(), String> {
         self.mark("honest command");
+        if self.disks.get(usize::from(job.lun)).is_some_and(|disk| disk.slow) {
+            self.mark("slow medium");
+        }
         let expected = self.expectation(job);
         self.judged(job, expected)
     }

@@ -31,6 +31,7 @@ use crate::{
     bus::{Bus, Quirks, SimEndpoints},
     media::{Faults, Media, SimMover},
     model::Disk,
+    slow::Fetched,
     world::{BusSignal, Nanos, World},
 };
 
@@ -39,6 +40,8 @@ pub struct Dut {
     pools: Vec<Pool>,
     /// The time that the function is told.
     clock: Arc<AtomicU64>,
+    /// Where slow media have their bytes from.
+    pub fetched: Fetched,
     /// When it wants to be woken.
     pub deadline: Option<Nanos>,
     /// Resets whose ticket the function still holds, with the cell that tells the host.
@@ -90,7 +93,8 @@ impl Dut {
     }
 
     pub fn insert(&mut self, now: Nanos, lun: u8, disk: &Disk) -> Answer<Result<(), Refusal>> {
-        let image = Box::new(image(disk));
+        let image = image(disk);
+        let image = if disk.slow { self.fetched.medium(image) } else { Box::new(image) };
         let (tx, rx) = mpsc::channel();
         let reply = ReplyTo::new(move |answer: Result<_, _>| tx.send(answer.map(drop)).unwrap());
         self.at(now).request(Request::Insert { lun, image, reply });
@@ -156,6 +160,12 @@ impl Dut {
         self.after_event(now);
     }
 
+    pub fn woken(&mut self, now: Nanos) {
+        self.fetched.told();
+        self.command(now, Function::woken);
+        self.after_event(now);
+    }
+
     pub fn wake(&mut self, now: Nanos) {
         self.deadline = None;
         self.command(now, Function::tick);
@@ -187,6 +197,8 @@ pub struct Parts {
     pub block: BlockSize,
     /// Blocks of the disk, and of the optical medium.
     pub blocks: [usize; 2],
+    /// Of four media, those whose bytes have to be fetched.
+    pub slow: u8,
     pub allocations_of: AllocationsOf,
 }
 
@@ -200,6 +212,7 @@ impl Parts {
             stall,
             block: if rng.u8(..4) == 0 { BlockSize::B4096 } else { BlockSize::B512 },
             blocks: [1 << rng.u32(4..12), 1 << rng.u32(2..9)],
+            slow: 1,
             allocations_of: |call| {
                 call();
                 0
@@ -210,11 +223,14 @@ impl Parts {
 
 /// A whole world around a function whose drives hold media.
 pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
-    let Parts { quirks, faults, stall, block, blocks: [flash, cd], allocations_of } = parts;
+    let Parts { quirks, faults, stall, block, blocks: [flash, cd], slow, allocations_of } = parts;
     let (bus, endpoints) = Bus::new(quirks);
     let (media, mover) = Media::new(rng.fork(), faults);
     let flash = disk(flash, usize::try_from(block.bytes()).unwrap(), true);
-    let disks = vec![flash, disk(cd, 2048, false)];
+    let mut disks = vec![flash, disk(cd, 2048, false)];
+    for disk in &mut disks {
+        disk.slow = rng.u8(..4) < slow;
+    }
     let drive = |kind, name: &str| DriveOptions {
         name: name.into(),
         kind,
@@ -236,9 +252,19 @@ pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
     let clock = Arc::new(AtomicU64::new(0));
     let now = clock.clone();
     let now = Box::new(move || Duration::from_nanos(now.load(Ordering::Relaxed)));
-    let function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), now).unwrap();
-    let mut dut =
-        Dut { function, pools, clock, deadline: None, resets: Vec::new(), allocations_of, allocations: 0 };
+    let mut function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), now).unwrap();
+    let fetched = Fetched::new(rng.fork());
+    function.set_waker(fetched.waker());
+    let mut dut = Dut {
+        function,
+        pools,
+        clock,
+        fetched,
+        deadline: None,
+        resets: Vec::new(),
+        allocations_of,
+        allocations: 0,
+    };
     for (lun, disk) in (0..).zip(&disks) {
         dut.insert(0, lun, disk).take().unwrap().unwrap();
     }

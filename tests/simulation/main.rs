@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `bus` | the pipes, packet by packet; the quirks of controllers |
 //! | `media` | the mover: delays, disorder, short and failed operations, what is durable |
+//! | `slow` | media whose bytes have to be fetched |
 //! | `world` | the clock, and what happens next |
 //! | `dut` | the device under test |
 //! | `host` | Bulk-Only Transport from the host's side |
@@ -39,6 +40,7 @@ mod host;
 mod job;
 mod media;
 mod model;
+mod slow;
 mod world;
 
 const SEEDS: u64 = 10_000;
@@ -46,7 +48,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 41] = [
+const MUST_HAPPEN: [&str; 42] = [
     "FUA write",
     "READ CD",
     "broken off unseen",
@@ -81,6 +83,7 @@ const MUST_HAPPEN: [&str; 41] = [
     "refused command",
     "reset recovery",
     "short data-out",
+    "slow medium",
     "stall",
     "stream",
     "sync",

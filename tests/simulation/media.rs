@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     rc::Rc,
     sync::Arc,
@@ -43,11 +44,11 @@ impl Faults {
 enum Op {
     Read {
         at: u64,
-        len: usize,
+        part: Range<usize>,
     },
     Write {
         at: u64,
-        len: usize,
+        part: Range<usize>,
         durable: bool,
     },
     Punch {
@@ -127,26 +128,26 @@ impl State {
     fn finish(&mut self, mut flight: Flight) -> Moved {
         let fails = self.happens(self.rates.errors);
         let short = self.happens(self.rates.shorts);
-        self.faults += u64::from(short);
         let error = fails.then(|| {
             self.faults += 1;
             let errno = [nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ETIMEDOUT, nix::libc::ESTALE];
             io::Error::from_raw_os_error(errno[self.rng.usize(..errno.len())])
         });
         let (op, result) = match flight.op {
-            Op::Read { at, len } => {
-                let len = if short { self.rng.usize(1..=len) } else { len };
+            Op::Read { at, part } => {
+                let len = if short { self.rng.usize(1..=part.len()) } else { part.len() };
                 let buf = flight.buf.as_mut().unwrap();
-                let read = flight.file.read_at(&mut buf[..len], at);
+                let read = flight.file.read_at(&mut buf[part.start..][..len], at);
                 (MoveOp::Read, error.map_or(read, Err))
             }
-            Op::Write { at, len, durable } => {
+            Op::Write { at, part, durable } => {
+                let len = part.len();
                 // An interrupted write leaves whole sectors.
                 let sectors = len / SECTOR;
                 let some = if short || fails { self.rng.usize(..=sectors) * SECTOR } else { len };
                 let some = if fails { some } else { some.max(SECTOR.min(len)) };
                 let buf = flight.buf.as_ref().unwrap();
-                flight.file.write_all_at(&buf[..some], at).unwrap();
+                flight.file.write_all_at(&buf[part.start..][..some], at).unwrap();
                 let first = usize::try_from(at).unwrap() / SECTOR;
                 let log = self.log(&flight.file);
                 for sector in first..(first + some.div_ceil(SECTOR)) {
@@ -262,11 +263,11 @@ impl Mover for SimMover {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        assert!(0 < len && len <= buf.len(), "read of {len} bytes");
-        self.0.borrow_mut().start(tag, file, Some(buf), Op::Read { at: at.0, len }).map_err(Option::unwrap)
+        assert!(!part.is_empty() && part.end <= buf.len(), "read of {part:?}");
+        self.0.borrow_mut().start(tag, file, Some(buf), Op::Read { at: at.0, part }).map_err(Option::unwrap)
     }
 
     fn write(
@@ -274,13 +275,13 @@ impl Mover for SimMover {
         file: &Arc<File>,
         at: ByteOffset,
         buf: Buf,
-        len: usize,
+        part: Range<usize>,
         durable: bool,
         tag: OpTag,
     ) -> Result<(), Buf> {
-        assert!(0 < len && len <= buf.len(), "write of {len} bytes");
+        assert!(!part.is_empty() && part.end <= buf.len(), "write of {part:?}");
         let mut state = self.0.borrow_mut();
-        state.start(tag, file, Some(buf), Op::Write { at: at.0, len, durable }).map_err(Option::unwrap)
+        state.start(tag, file, Some(buf), Op::Write { at: at.0, part, durable }).map_err(Option::unwrap)
     }
 
     fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool {

@@ -22,6 +22,8 @@ pub struct Disk {
     pub file: Arc<File>,
     pub block: usize,
     pub writable: bool,
+    /// Its bytes have to be fetched.
+    pub slow: bool,
     /// The block behind the last transfer.
     pub next: Cell<usize>,
     /// Reads since the last other transfer, each where the one before it ended.
@@ -66,6 +68,7 @@ impl Disk {
             file,
             block,
             writable,
+            slow: false,
             next: Cell::new(0),
             stream: Cell::new(0),
         }

@@ -33,6 +33,8 @@ enum Next {
     Signal,
     Endpoints,
     Moved,
+    Arrives,
+    Woken,
     Wake,
 }
 
@@ -54,7 +56,8 @@ impl World {
         if self.step_now() {
             return true;
         }
-        let later = self.media.next_due().into_iter().chain(self.device.deadline).min();
+        let due = [self.media.next_due(), self.device.fetched.next_due(), self.device.deadline];
+        let later = due.into_iter().flatten().min();
         self.now = later.unwrap_or(self.now);
         later.is_some()
     }
@@ -66,6 +69,8 @@ impl World {
             (self.signals_pending(), Next::Signal),
             (self.bus.has_done(), Next::Endpoints),
             (due(self.media.next_due()), Next::Moved),
+            (due(self.device.fetched.next_due()), Next::Arrives),
+            (self.device.fetched.has_woken(), Next::Woken),
             (due(self.device.deadline), Next::Wake),
         ];
         let mut possible: Vec<Next> =
@@ -83,6 +88,8 @@ impl World {
                 let moved = self.media.complete(self.now).unwrap();
                 self.device.moved(self.now, moved);
             }
+            Next::Arrives => self.device.fetched.arrive(self.now),
+            Next::Woken => self.device.woken(self.now),
             Next::Wake => self.device.wake(self.now),
         }
         true

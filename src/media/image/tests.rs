@@ -45,6 +45,7 @@ fn told(image: &Image, start: u64, len: u64) -> String {
         Extent::File { offset, len, .. } => format!("F {}+{}", offset.0, len.0),
         Extent::Zero { len } => format!("Z {}", len.0),
         Extent::Fault { kind, len } => format!("{kind:?} {}", len.0),
+        Extent::Pending { len } => format!("P {}", len.0),
     }
 }
 
@@ -222,6 +223,7 @@ proptest::proptest! {
                 Extent::File { offset, .. } => assert!(offset.0 == at && at + got <= stored),
                 Extent::Zero { .. } => assert!(at >= stored && at + got <= image.len().0),
                 Extent::Fault { kind, .. } => assert!(kind == FaultKind::OutOfRange && at >= image.len().0),
+                Extent::Pending { .. } => panic!("a file is here"),
             }
             at += got;
         }

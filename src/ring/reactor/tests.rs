@@ -87,7 +87,7 @@ proptest! {
         for (n, step) in (0..).zip(steps) {
             match step {
                 Step::Read { at, len } => {
-                    ring.read(&file, ByteOffset(at), pool.take().unwrap(), len, OpTag(n)).unwrap();
+                    ring.read(&file, ByteOffset(at), pool.take().unwrap(), 0..len, OpTag(n)).unwrap();
                     let done = moved(&mut ring);
                     let mut expected = vec![0; len];
                     let read = model.read_at(&mut expected, at).unwrap();
@@ -98,7 +98,7 @@ proptest! {
                     let mut buf = pool.take().unwrap();
                     buf.iter_mut().zip(0u8..=255).for_each(|(byte, i)| *byte = fill ^ i);
                     model.write_all_at(&buf[..len], at).unwrap();
-                    ring.write(&file, ByteOffset(at), buf, len, durable, OpTag(n)).unwrap();
+                    ring.write(&file, ByteOffset(at), buf, 0..len, durable, OpTag(n)).unwrap();
                     let done = moved(&mut ring);
                     prop_assert_eq!((done.tag, done.op, done.result.unwrap()), (OpTag(n), MoveOp::Write, len));
                     prop_assert!(done.buf.is_some());
@@ -141,7 +141,7 @@ fn many_at_once_each_come_back_with_their_own_tag_buffer_and_bytes() {
     for n in 0..64u8 {
         let mut buf = if n % 2 == 0 { &one } else { &other }.take().unwrap();
         buf.fill(n);
-        ring.write(&file, ByteOffset(u64::from(n) * 4096), buf, 4096, false, OpTag(u32::from(n))).unwrap();
+        ring.write(&file, ByteOffset(u64::from(n) * 4096), buf, 0..4096, false, OpTag(u32::from(n))).unwrap();
     }
     let bufs: HashMap<u32, Buf> = (0..64)
         .map(|_| moved(&mut ring))
@@ -154,7 +154,7 @@ fn many_at_once_each_come_back_with_their_own_tag_buffer_and_bytes() {
         assert!(buf.iter().all(|byte| u32::from(*byte) == tag), "the buffer of another operation came back");
         buf.fill(0xee);
         // Each reads what its neighbour wrote.
-        ring.read(&file, ByteOffset(u64::from((tag + 1) % 64) * 4096), buf, 4096, OpTag(tag)).unwrap();
+        ring.read(&file, ByteOffset(u64::from((tag + 1) % 64) * 4096), buf, 0..4096, OpTag(tag)).unwrap();
     }
     for _ in 0..64 {
         let done = moved(&mut ring);
@@ -171,9 +171,9 @@ fn a_full_ring_gives_the_buffer_back_and_has_room_again_after_a_completion() {
     ring.timer(AGES, "second").unwrap();
     let mut buf = pool.take().unwrap();
     buf.fill(7);
-    let buf = ring.read(&file, ByteOffset(0), buf, 4096, OpTag(0)).unwrap_err();
+    let buf = ring.read(&file, ByteOffset(0), buf, 0..4096, OpTag(0)).unwrap_err();
     assert!(buf.iter().all(|byte| *byte == 7));
-    let buf = ring.write(&file, ByteOffset(0), buf, 4096, false, OpTag(0)).unwrap_err();
+    let buf = ring.write(&file, ByteOffset(0), buf, 0..4096, false, OpTag(0)).unwrap_err();
     assert!(!ring.sync(&file, OpTag(0)));
     assert!(matches!(ring.timer(AGES, "third"), Err(RingError::Full)));
     assert!(matches!(ring.watch(eventfd().1, "watch"), Err(RingError::Full)));
@@ -182,7 +182,7 @@ fn a_full_ring_gives_the_buffer_back_and_has_room_again_after_a_completion() {
         ring.wait().unwrap();
         assert!(ring.next().is_none(), "a cancelled timer was heard");
     }
-    ring.read(&file, ByteOffset(0), buf, 4096, OpTag(1)).unwrap();
+    ring.read(&file, ByteOffset(0), buf, 0..4096, OpTag(1)).unwrap();
     assert!(moved(&mut ring).buf.unwrap().iter().all(|byte| *byte == 0));
 }
 
@@ -192,7 +192,7 @@ fn errors_of_an_operation_come_with_its_buffer() {
     let mut ring = ring::<()>(1, std::slice::from_ref(&pool));
     for (path, errno) in [("/dev/full", libc::ENOSPC), ("/proc/self/exe", libc::EBADF)] {
         let file = Arc::new(File::options().read(true).write(path == "/dev/full").open(path).unwrap());
-        ring.write(&file, ByteOffset(0), pool.take().unwrap(), 512, false, OpTag(9)).unwrap();
+        ring.write(&file, ByteOffset(0), pool.take().unwrap(), 0..512, false, OpTag(9)).unwrap();
         let done = moved(&mut ring);
         assert_eq!(done.result.unwrap_err().raw_os_error(), Some(errno), "{path}");
         assert!(done.buf.is_some());
@@ -205,7 +205,7 @@ fn the_largest_offset_is_not_taken_for_the_position_of_the_file() {
     let mut ring = ring::<()>(1, &[]);
     let file = file_of(4096);
     for at in [u64::MAX, u64::MAX - 1, 1 << 63] {
-        ring.read(&file, ByteOffset(at), pool.take().unwrap(), 512, OpTag(0)).unwrap();
+        ring.read(&file, ByteOffset(at), pool.take().unwrap(), 0..512, OpTag(0)).unwrap();
         assert!(!matches!(moved(&mut ring).result, Ok(1..)), "read something at {at}");
     }
 }
@@ -222,7 +222,7 @@ fn dropping_the_ring_finishes_what_was_started_and_returns_every_buffer() {
     for n in 0..16u8 {
         let mut buf = pool.take().unwrap();
         buf.fill(n + 1);
-        ring.write(&file, ByteOffset(u64::from(n) * 65536), buf, 65536, n % 2 == 0, OpTag(0)).unwrap();
+        ring.write(&file, ByteOffset(u64::from(n) * 65536), buf, 0..65536, n % 2 == 0, OpTag(0)).unwrap();
     }
     let before = Instant::now();
     drop(ring);
@@ -241,7 +241,7 @@ fn a_stuck_operation_bounds_the_drop_and_its_buffer_is_never_reused() {
     let drain = Duration::from_millis(20);
     let mut ring =
         Ring::<()>::new(&RingOptions { entries: 4, pools: std::slice::from_ref(&pool), drain }).unwrap();
-    ring.read(&file, ByteOffset(0), pool.take().unwrap(), 4096, OpTag(0)).unwrap();
+    ring.read(&file, ByteOffset(0), pool.take().unwrap(), 0..4096, OpTag(0)).unwrap();
     ring.submit().unwrap();
     drop(ring);
     let rest = pool.take().unwrap();
@@ -426,7 +426,7 @@ fn the_ring_for_older_kernels_does_the_same() {
             assert!(matches!(next(&mut ring), Completion::Event("event")));
             event.read().unwrap();
         }
-        ring.read(&file_of(100), ByteOffset(0), pool.take().unwrap(), 4096, OpTag(1)).unwrap();
+        ring.read(&file_of(100), ByteOffset(0), pool.take().unwrap(), 0..4096, OpTag(1)).unwrap();
         assert_eq!(moved(&mut ring).result.unwrap(), 100);
         assert_eq!(heard(&mut ring), Vec::<&str>::new());
     }
@@ -441,7 +441,7 @@ fn hints_are_heard_by_nobody_and_give_their_places_back() {
         ring.will_read(&file, ByteOffset(hint * 4096), ByteLen(4096));
     }
     assert!(
-        ring.read(&file, ByteOffset(0), pool.take().unwrap(), 512, OpTag(1)).is_err(),
+        ring.read(&file, ByteOffset(0), pool.take().unwrap(), 0..512, OpTag(1)).is_err(),
         "all places are taken"
     );
     ring.will_read(&file, ByteOffset(0), ByteLen(4096));
@@ -449,7 +449,7 @@ fn hints_are_heard_by_nobody_and_give_their_places_back() {
         ring.wait().unwrap();
         assert!(ring.next().is_none());
     }
-    ring.read(&file, ByteOffset(0), pool.take().unwrap(), 512, OpTag(2)).unwrap();
+    ring.read(&file, ByteOffset(0), pool.take().unwrap(), 0..512, OpTag(2)).unwrap();
     assert_eq!(moved(&mut ring).tag, OpTag(2));
 }
 

@@ -1,0 +1,171 @@
+//! A medium whose bytes have to be fetched: a file, of which a piece is there some time after somebody asked for it.
+
+use std::{
+    fs::File,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use fastrand::Rng;
+use ringdrive::{
+    media::{Allocation, Extent, Image, Medium, Residence, Waker},
+    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
+};
+
+use crate::world::Nanos;
+
+/// What is fetched at once; a multiple of every block and packet.
+const PIECE: u64 = 8192;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Elsewhere,
+    Coming(Nanos),
+    Here,
+}
+
+struct State {
+    now: Nanos,
+    rng: Rng,
+    /// Longest time that a piece takes.
+    delay_max: Nanos,
+    /// Of each medium that was made.
+    media: Vec<(Vec<Piece>, Waker)>,
+}
+
+/// The world's end.
+#[derive(Clone)]
+pub struct Fetched {
+    state: Arc<Mutex<State>>,
+    /// A medium has called its waker, and the device does not know yet.
+    woken: Arc<AtomicBool>,
+}
+
+/// The drive's end.
+#[derive(Debug)]
+struct SlowMedium {
+    image: Image,
+    fetched: Fetched,
+    index: usize,
+}
+
+impl std::fmt::Debug for Fetched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fetched")
+    }
+}
+
+impl Fetched {
+    pub fn new(mut rng: Rng) -> Self {
+        let delay_max = 1 << rng.u32(10..30);
+        let state = State { now: 0, rng, delay_max, media: Vec::new() };
+        Self { state: Arc::new(Mutex::new(state)), woken: Arc::new(AtomicBool::new(false)) }
+    }
+
+    /// What the device gives to its media.
+    pub fn waker(&self) -> Waker {
+        let woken = self.woken.clone();
+        Waker::new(move || woken.store(true, Ordering::Relaxed))
+    }
+
+    /// A medium over `image` of which nothing is here.
+    pub fn medium(&self, image: Image) -> Box<dyn Medium> {
+        let pieces = usize::try_from(image.len().0.div_ceil(PIECE)).unwrap();
+        let mut state = self.state.lock().unwrap();
+        state.media.push((vec![Piece::Elsewhere; pieces], Waker::default()));
+        let index = state.media.len() - 1;
+        Box::new(SlowMedium { image, fetched: self.clone(), index })
+    }
+
+    /// When the next piece arrives.
+    pub fn next_due(&self) -> Option<Nanos> {
+        let state = self.state.lock().unwrap();
+        let pieces = state.media.iter().flat_map(|(pieces, _)| pieces);
+        pieces.filter_map(|piece| if let Piece::Coming(due) = piece { Some(*due) } else { None }).min()
+    }
+
+    /// One piece that is due arrives.
+    pub fn arrive(&self, now: Nanos) {
+        let mut state = self.state.lock().unwrap();
+        state.now = now;
+        for (pieces, waker) in &mut state.media {
+            let due = |piece: &&mut Piece| matches!(piece, Piece::Coming(due) if *due <= now);
+            if let Some(piece) = pieces.iter_mut().find(due) {
+                *piece = Piece::Here;
+                return waker.wake();
+            }
+        }
+    }
+
+    /// Whether the device is to be told that a medium has woken it; asked once.
+    pub fn has_woken(&self) -> bool {
+        self.woken.load(Ordering::Relaxed)
+    }
+
+    pub fn told(&self) {
+        self.woken.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Medium for SlowMedium {
+    fn name(&self) -> String {
+        self.image.name()
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.image.block_size()
+    }
+
+    fn len(&self) -> ByteLen {
+        self.image.len()
+    }
+
+    fn map(&self, range: ByteRange) -> Extent {
+        let mut state = self.fetched.state.lock().unwrap();
+        let State { now, rng, delay_max, media } = &mut *state;
+        let (pieces, _) = &mut media[self.index];
+        let numbers = range.start().0 / PIECE..range.end().0.div_ceil(PIECE).min(pieces.len() as u64);
+        let mut here = 0;
+        for number in numbers.clone() {
+            let piece = &mut pieces[usize::try_from(number).unwrap()];
+            match piece {
+                Piece::Here if here == number - numbers.start => here += 1,
+                Piece::Here | Piece::Coming(_) => {}
+                Piece::Elsewhere => *piece = Piece::Coming(*now + rng.u64(..*delay_max)),
+            }
+        }
+        let left = range.start().0 % PIECE;
+        // Where it can be written, it is one extent.
+        let all = here == numbers.end.saturating_sub(numbers.start);
+        if !numbers.is_empty() && (here == 0 || self.image.writable() && !all) {
+            return Extent::Pending { len: ByteLen(PIECE - left).min(range.len()) };
+        }
+        self.image.map(range.split_at(ByteLen((here * PIECE).saturating_sub(left))).0)
+    }
+
+    fn set_waker(&mut self, waker: Waker) {
+        self.fetched.state.lock().unwrap().media[self.index].1 = waker;
+    }
+
+    fn writable(&self) -> bool {
+        self.image.writable()
+    }
+
+    fn residence(&self) -> Residence {
+        Residence::Local
+    }
+
+    fn thin(&self) -> bool {
+        self.image.thin()
+    }
+
+    fn allocation(&self, at: ByteOffset) -> Allocation {
+        self.image.allocation(at)
+    }
+
+    fn file_for_sync(&self) -> Option<&Arc<File>> {
+        self.image.file_for_sync()
+    }
+}
