@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
-use crate::{bot::StallPolicy, gadget::Speed, media::Medium, scsi::Kind, units::BlockSize};
+use crate::{bot::StallPolicy, gadget::Speed, media::{Medium, url::FetchState}, scsi::Kind, units::BlockSize};
 
 use super::statistics::Statistics;
 
@@ -73,6 +73,9 @@ pub struct ImageState {
     pub rw: bool,
     /// Whether the host has read from it since it was inserted.
     pub first_read: bool,
+    /// How the fetching goes, of an image behind a URL.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fetch: Option<FetchState>,
 }
 
 /// What the device port knows of the host.

@@ -100,6 +100,7 @@ impl Loaded {
             bytes: self.image.stored().0,
             rw: self.image.writable(),
             first_read: self.first_read,
+            fetch: self.image.fetch_state(),
         }
     }
 }

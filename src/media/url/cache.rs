@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use nix::{
@@ -226,7 +226,9 @@ impl Entry {
             return Err(UrlErrorKind::NoSpace.of(&self.url));
         }
         self.room = reserved;
-        self.file.set_len(total).map_err(|error| self.error(error))
+        // Used now, which reading does not say on every file system.
+        let prepared = self.file.set_len(total).and_then(|()| self.file.set_modified(SystemTime::now()));
+        prepared.map_err(|error| self.error(error))
     }
 
     /// Whether all of `total` bytes have room.

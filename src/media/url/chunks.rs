@@ -26,7 +26,7 @@ use std::{
     },
 };
 
-use super::{CHUNK, record::chunks_of};
+use super::record::chunks_of;
 
 const ABSENT: u8 = 0;
 const HERE: u8 = 1;
@@ -205,7 +205,7 @@ mod tests {
         sync::atomic::{AtomicBool, AtomicU64},
     };
 
-    use super::*;
+    use super::{super::CHUNK, *};
 
     fn chunks(count: u64) -> Chunks {
         let file = tempfile::tempfile().unwrap();

@@ -66,7 +66,7 @@ fn fetch_run(shared: &Shared, me: usize, run: Run, buffer: &mut [u8]) -> Result<
     let mut bytes = shared.client.part(&(run.next * CHUNK..(run.end * CHUNK).min(total)), &shared.part)?;
     let latency = begun.elapsed();
     let (begun, mut chunk) = (Instant::now(), run.next);
-    while shared.lock().goes_on(me) {
+    while shared.goes_on(me) {
         let at = chunk * CHUNK;
         let Some(piece) = usize::try_from(CHUNK.min(total - at)).ok().and_then(|len| buffer.get_mut(..len)) else {
             break;
@@ -157,6 +157,11 @@ fn finish(shared: &Shared, finish: &Finish) {
 }
 
 impl Shared {
+    fn goes_on(&self, me: usize) -> bool {
+        let state = self.lock();
+        !state.closing && state.plan.goes_on(me)
+    }
+
     fn is_complete(&self, state: &super::shared::State) -> bool {
         state.here == self.chunks.count() && state.outcome == Outcome::None
     }
