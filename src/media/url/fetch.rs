@@ -78,8 +78,8 @@ fn fetch_run(shared: &Shared, me: usize, run: Run, buffer: &mut [u8]) -> Result<
         let limiter = shared.entry.limiter();
         limiter.charge(CHUNK);
         // What the host waits for is not held back; what is filled later pays for it.
-        if let Some(wait) = limiter.wait(Instant::now()).filter(|_| !run.wanted) {
-            shared.pause(wait);
+        if let Some(wait) = limiter.wait(Instant::now()) {
+            shared.pause_filling(me, wait);
         }
     }
     if chunk > run.next {

@@ -52,6 +52,7 @@ impl Plan {
 
     /// The host wants these, first of all.
     pub(super) fn want(&mut self, chunks: Range<u64>) {
+        self.leave_to_near(&chunks);
         if self.wants.contains(&chunks) {
             return;
         }
@@ -59,6 +60,24 @@ impl Plan {
             self.wants.pop_front();
         }
         self.wants.push_back(chunks);
+    }
+
+    /// Whether a run will soon be at the first of these. From then on it is for the host, and no longer than that needs.
+    fn leave_to_near(&mut self, chunks: &Range<u64>) -> bool {
+        let first = chunks.start;
+        let runs = self.running.iter_mut().flatten();
+        let mut near = runs.filter(|run| (run.next..run.end).contains(&first) && first - run.next < NEAR);
+        let Some(run) = near.next() else { return false };
+        if !run.wanted {
+            run.wanted = true;
+            run.end = run.end.min(chunks.end.max(first + WANTED_RUN));
+        }
+        true
+    }
+
+    /// Whether the host waits for what thread `me` fetches.
+    pub(super) fn is_wanted(&self, me: usize) -> bool {
+        matches!(self.running.get(me), Some(Some(Run { wanted: true, .. })))
     }
 
     pub(super) fn has_wants(&self) -> bool {
@@ -74,8 +93,8 @@ impl Plan {
         self.running.iter().flatten().map(|run| run.end.saturating_sub(run.next)).sum()
     }
 
-    /// The next run of thread `me`. `fill`: what may be filled in the background, from where on: around the end if it begins
-    /// before `fill.start`.
+    /// The next run of thread `me`. `fill`: what may be filled in the background, in that order; what is beyond the last chunk goes
+    /// on at the first.
     pub(super) fn next(&mut self, me: usize, chunks: &Chunks, fill: Option<&Range<u64>>) -> Option<Run> {
         let run = self.wanted(chunks).or_else(|| {
             let first_is_free = me == 0 && self.running.len() > 1;
@@ -88,37 +107,33 @@ impl Plan {
     }
 
     fn wanted(&mut self, chunks: &Chunks) -> Option<Run> {
-        let mut at = 0;
-        while let Some(want) = self.wants.get_mut(at) {
+        self.wants.retain_mut(|want| {
             want.start = (want.start..want.end).find(|chunk| !chunks.is_here(*chunk)).unwrap_or(want.end);
+            !want.is_empty()
+        });
+        for at in 0..self.wants.len() {
+            let want = self.wants.get(at)?.clone();
             let first = want.start;
-            if want.is_empty() {
-                self.wants.remove(at);
+            // Soon here, or just leaving; the rest is looked at again then.
+            if self.leave_to_near(&want) || !chunks.is_absent(first) {
                 continue;
             }
-            let by = self.running.iter_mut().flatten().find(|run| (run.next..run.end).contains(&first));
-            match by {
-                // Soon here; the rest is looked at again when it is.
-                Some(run) if run.wanted || first - run.next < NEAR => at += 1,
-                _ if !chunks.is_absent(first) => at += 1,
-                late => {
-                    if let Some(run) = late {
-                        run.end = first;
-                    }
-                    let end = want.end.max(first + WANTED_RUN).min(first + RUN_MAX);
-                    return Some(Run { wanted: true, ..self.free(chunks, first, end) });
-                }
+            match self.running.iter_mut().flatten().find(|run| (run.next..run.end).contains(&first)) {
+                Some(run) if run.wanted => continue,
+                Some(run) => run.end = first,
+                None => {}
             }
+            let end = want.end.max(first + WANTED_RUN).min(first + RUN_MAX);
+            return Some(Run { wanted: true, ..self.free(chunks, first, end) });
         }
         None
     }
 
     fn filling(&self, chunks: &Chunks, fill: &Range<u64>) -> Option<Run> {
         let count = chunks.count();
-        let length = fill.end.checked_sub(fill.start).unwrap_or(count);
         let is_free =
             |chunk: &u64| chunks.is_absent(*chunk) && !self.runs().any(|run| (run.next..run.end).contains(chunk));
-        let first = (fill.start..).take(usize::try_from(length).ok()?).map(|at| at % count).find(is_free)?;
+        let first = fill.clone().map(|at| at % count).find(is_free)?;
         let end = if first >= fill.start { fill.end.min(count) } else { fill.start };
         Some(self.free(chunks, first, end.min(first + self.pace.run())))
     }
@@ -211,11 +226,14 @@ mod tests {
         plan.pace.measured(Duration::from_secs(1), 4_000_000, Duration::from_secs(1));
         assert_eq!(plan.next(0, &chunks, Some(&all)), None, "the first thread waits for the host");
         assert_eq!(plan.next(1, &chunks, Some(&all)), run(0, 64, false));
-        plan.want(2..4);
-        assert_eq!(plan.next(0, &chunks, Some(&all)), None, "soon here");
+        assert!(!plan.is_wanted(1));
         plan.want(40..41);
         assert_eq!(plan.next(0, &chunks, Some(&all)), run(40, 44, true));
         assert_eq!(plan.under_way(), 40 + 4);
+        plan.want(2..4);
+        assert!(plan.is_wanted(1), "soon here, by whom it is fetched already");
+        assert_eq!(plan.under_way(), 6 + 4);
+        (0..6).for_each(|chunk| chunks.arrived(chunk));
         plan.want(42..43);
         plan.end(1);
         assert_eq!(plan.next(1, &chunks, Some(&(90..100))), run(90, 100, false), "another is at it");
@@ -225,13 +243,13 @@ mod tests {
     fn filling_goes_around_the_end_and_leaves_what_is_here() {
         let chunks = chunks(16, &[0b0000_1001, 0b1000_0000]);
         let mut plan = Plan::new(1);
-        assert_eq!(plan.next(0, &chunks, Some(&(13..13))), run(13, 15, false));
+        assert_eq!(plan.next(0, &chunks, Some(&(13..29))), run(13, 15, false));
         (13..15).for_each(|chunk| chunks.arrived(chunk));
         plan.end(0);
-        assert_eq!(plan.next(0, &chunks, Some(&(13..13))), run(1, 3, false));
+        assert_eq!(plan.next(0, &chunks, Some(&(13..29))), run(1, 3, false));
         plan.end(0);
         (0..13).for_each(|chunk| chunks.arrived(chunk));
-        assert_eq!(plan.next(0, &chunks, Some(&(13..13))), None);
+        assert_eq!(plan.next(0, &chunks, Some(&(13..29))), None);
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl Shared {
             let barred = wait.is_some() || state.failures > 0 && !state.plan.is_idle();
             let rate = self.entry.limiter().wait(now);
             if !barred {
-                let fill = rate.is_none().then(|| self.fill(&state)).flatten();
+                let fill = rate.is_none().then(|| self.fill(&state));
                 if let Some(run) = state.plan.next(me, &self.chunks, fill.as_ref()) {
                     let needed = state.here + state.plan.under_way();
                     return Some((run, needed.saturating_sub(state.room)));
@@ -202,12 +202,9 @@ impl Shared {
     }
 
     /// What to fill: everything, from where the host reads; or, where not everything has room, so much ahead of it.
-    fn fill(&self, state: &State) -> Option<Range<u64>> {
-        let from = self.position.load(Ordering::Relaxed).min(self.chunks.count().saturating_sub(1));
-        match self.window(state) {
-            None => Some(from..from),
-            Some(window) => Some(from..(from + window).min(self.chunks.count())).filter(|range| !range.is_empty()),
-        }
+    fn fill(&self, state: &State) -> Range<u64> {
+        let (from, count) = (self.position.load(Ordering::Relaxed), self.chunks.count());
+        self.window(state).map_or(from..from + count, |window| from..count.min(from + window))
     }
 
     /// How far ahead is filled where the image has no room as a whole.
@@ -356,6 +353,18 @@ impl Shared {
         let mut state = self.lock();
         if !state.closing {
             self.work.wait_for(&mut state, time);
+        }
+    }
+
+    /// Sleeps, unless it is time to end, or until the host wants what thread `me` fetches, or the server seems to be gone (which
+    /// whoever holds a request of it should notice).
+    pub(super) fn pause_filling(&self, me: usize, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = self.lock();
+        while !state.closing && state.failures == 0 && !state.plan.is_wanted(me) {
+            if self.work.wait_until(&mut state, until).timed_out() {
+                return;
+            }
         }
     }
 

@@ -23,9 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// So short that a test of it is short.
 const SHORT: Patience = Patience {
-    connect: Duration::from_millis(300),
-    answer: Duration::from_millis(400),
-    chunk: Duration::from_millis(600),
+    connect: Duration::from_millis(500),
+    answer: Duration::from_millis(1_500),
+    chunk: Duration::from_millis(2_000),
     retry: (Duration::from_millis(10), Duration::from_millis(50)),
 };
 

@@ -63,29 +63,9 @@ fn a_download_that_nobody_waits_for_any_more_ends() {
 fn a_whole_file_that_breaks_off_is_no_download() {
     let server = Server::start(LEN);
     let rig = Rig::new();
-    server.be(Mood::Truncating(LEN - 1));
-    let answer = rig.cache.insert(
-        &UrlOptions { download: true, ..wish(&server.url("/x.iso")) },
-        &rig.reporter,
-        &|| rig.reports.len() < 20,
-    );
-    // Of ranges each is whole at some time; it is the whole file that is not.
-    answer.unwrap();
-    server.be(Mood::NoRanges);
-    server.change();
-    let gate = Arc::new(std::sync::Barrier::new(2));
-    std::thread::scope(|scope| {
-        let server = &server;
-        let other = Arc::clone(&gate);
-        scope.spawn(move || {
-            other.wait();
-            server.hang_up();
-        });
-        server.delay(Duration::from_millis(100));
-        gate.wait();
-        let error = rig.refusal(&server.url("/y.iso"));
-        assert!(error.is_passing() || error == UrlErrorKind::NoRanges, "{error:?}");
-    });
+    server.be(Mood::NoEnd);
+    let download = UrlOptions { download: true, ..wish(&server.url("/x.iso")) };
+    assert_eq!(rig.insert_as(download).map(drop).unwrap_err().kind, UrlErrorKind::Truncated);
 }
 
 #[test]
@@ -169,8 +149,8 @@ fn errors_of_the_server_are_told_and_its_return_is_noticed() {
     }
     server.be(Mood::Good);
     let inserted = only_first(&rig, &server);
-    for mood in [Mood::Status(500), Mood::Status(429), Mood::Silent, Mood::Truncating(10)] {
-        let at = inserted.here();
+    let moods = [Mood::Status(500), Mood::Status(429), Mood::Silent, Mood::Truncating(10)];
+    for (mood, at) in moods.into_iter().zip((8 * CHUNK..).step_by(8 << 17)) {
         server.be(mood);
         server.hang_up();
         assert!(matches!(inserted.check(at, 2048, 1), Err(FaultKind::Unreachable | FaultKind::TimedOut)));

@@ -31,6 +31,8 @@ pub(super) enum Mood {
     Lying(u64),
     /// Says that it sends what was asked, but of another version, and ignores If-Range.
     IgnoresIfRange,
+    /// Sends the whole, but for the last byte.
+    NoEnd,
     /// Breaks off after so many bytes of a body.
     Truncating(u64),
     Status(u16),
@@ -62,6 +64,8 @@ struct Inner {
     delay: Mutex<Duration>,
     stop: AtomicBool,
     tls: Option<Arc<rustls::ServerConfig>>,
+    /// Of the first version; computed beforehand, as it takes a while.
+    sums: String,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -92,6 +96,7 @@ impl Server {
             delay: Mutex::new(Duration::ZERO),
             stop: AtomicBool::new(false),
             tls,
+            sums: sha256(len.min(super::LEN), 1),
             open: Mutex::default(),
         });
         let server = Arc::clone(&inner);
@@ -158,6 +163,7 @@ impl Drop for Server {
 
 impl Inner {
     fn serve(&self, stream: TcpStream) {
+        let whole = stream.try_clone().unwrap();
         let served = match &self.tls {
             None => self.speak(stream),
             Some(tls) => {
@@ -167,6 +173,8 @@ impl Inner {
         };
         // Clients come and go.
         let _: io::Result<()> = served;
+        // There are handles of it elsewhere.
+        let _ = whole.shutdown(std::net::Shutdown::Both);
     }
 
     fn speak(&self, stream: impl Read + Write) -> io::Result<()> {
@@ -184,13 +192,13 @@ impl Inner {
         let mood = self.mood.lock().clone();
         let version = self.version.load(Ordering::SeqCst);
         if seen.target.ends_with("/SHA256SUMS") {
-            let text = format!("{}  a b.iso\n", sha256(self.len, version));
+            let text = format!("{}  a b.iso\n", self.sums);
             return write!(to, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len());
         }
         let etag = format!("\"v{version}\"");
         let current = seen.if_range.as_ref().is_none_or(|wanted| *wanted == etag);
         let whole = matches!(mood, Mood::NoRanges | Mood::NoLength | Mood::NoVersion if seen.range.is_none())
-            || matches!(mood, Mood::NoRanges | Mood::NoLength)
+            || matches!(mood, Mood::NoRanges | Mood::NoLength | Mood::NoEnd)
             || (!current && mood != Mood::IgnoresIfRange)
             || seen.range.is_none();
         let (first, last) = seen.range.filter(|_| !whole).unwrap_or((0, self.len - 1));
@@ -235,6 +243,7 @@ impl Inner {
         to.write_all(head.as_bytes())?;
         let end = match mood {
             Mood::Truncating(bytes) => (first + bytes).min(last + 1),
+            Mood::NoEnd => last,
             _ => last + 1,
         };
         if mood == Mood::DripBody {
