@@ -302,7 +302,13 @@ fn counted() -> Statistics {
 
 /// What the drive reports of an image that it was given.
 fn image_state(image: &dyn Medium) -> ImageState {
-    ImageState { name: image.name(), bytes: image.stored().0, rw: image.writable(), first_read: false, fetch: None }
+    ImageState {
+        name: image.name(),
+        bytes: image.stored().0,
+        rw: image.writable(),
+        first_read: false,
+        fetch: None,
+    }
 }
 
 /// A client of plain bytes, to say what no decent client would.

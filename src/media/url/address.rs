@@ -60,7 +60,8 @@ impl Address {
         };
         let (host, port) = split_port(host_port, secure)?;
         let target = target.split('#').next().unwrap_or_default();
-        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let (path, query) =
+            target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
         let path = if path.is_empty() { "/".to_owned() } else { encode(path, PATH) };
         let query = query.map(|query| encode(query, QUERY));
         Ok(Self { secure, host, port, path, query, user })
@@ -188,13 +189,16 @@ fn split_port(text: &str, secure: bool) -> Result<(String, u16), UrlErrorKind> {
     let known = match inside {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
-            !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+            !host.is_empty()
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
         }
     };
     match (known, port) {
         _ if host.len() > 253 => bad("its host name is longer than 253 bytes"),
         (false, _) if host.is_ascii() => bad("there is no host name in it that a server may have"),
-        (false, _) => bad("its host name has letters that are not ASCII; write it as the server's xn--… name"),
+        (false, _) => {
+            bad("its host name has letters that are not ASCII; write it as the server's xn--… name")
+        }
         (true, "") => Ok((host.to_ascii_lowercase(), default_port(secure))),
         (true, port) => match port.parse::<u16>() {
             Ok(number @ 1..) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -230,8 +234,9 @@ fn decode(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((byte, after)) = rest.split_first() {
         let hex = after.get(..2).filter(|hex| *byte == b'%' && hex.iter().all(u8::is_ascii_hexdigit));
-        let value =
-            hex.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let value = hex
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         bytes.push(value.unwrap_or(*byte));
         rest = if value.is_some() { &after[2..] } else { after };
     }
@@ -329,7 +334,9 @@ mod tests {
             assert_eq!(base.join(location).unwrap().request(), wanted, "{location}");
         }
         let base = Address::parse("https://me:secret@a/b").unwrap();
-        assert!(base.join("/c").unwrap().user().is_some() && base.join("https://a/c").unwrap().user().is_some());
+        assert!(
+            base.join("/c").unwrap().user().is_some() && base.join("https://a/c").unwrap().user().is_some()
+        );
         for elsewhere in ["http://a/c", "https://a:444/c", "https://b/c", "https://you:x@b/c"] {
             assert_eq!(base.join(elsewhere).unwrap().user(), None, "{elsewhere}");
         }

@@ -289,7 +289,8 @@ impl Entry {
     pub(super) fn punch(&self, chunk: u64) -> io::Result<()> {
         self.discard();
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let [at, len] = [chunk * CHUNK, CHUNK].map(|bytes| libc::off_t::try_from(bytes).map_err(io::Error::other));
+        let [at, len] =
+            [chunk * CHUNK, CHUNK].map(|bytes| libc::off_t::try_from(bytes).map_err(io::Error::other));
         Ok(fallocate(&self.file, flags, at?, len?)?)
     }
 

@@ -163,7 +163,8 @@ impl Client {
                 if headers.get(header::CONTENT_ENCODING).is_some_and(|value| value != "identity") {
                     return Err(error(UrlErrorKind::WrongRange));
                 }
-                let total = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+                let total =
+                    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
                 Ok(Found::Whole(total, self.bytes(response)))
             }
             // RFC 9110 §15.5.17: of an empty file no range can be had.

@@ -34,7 +34,8 @@ impl Credentials {
     pub(super) fn load(path: &Path) -> Result<Self, UrlErrorKind> {
         let bad = |problem| UrlErrorKind::Credentials { path: path.display().to_string(), problem };
         let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-        let file = open.map_err(|_| bad("cannot be opened; check the path, and that the daemon may read it"))?;
+        let file =
+            open.map_err(|_| bad("cannot be opened; check the path, and that the daemon may read it"))?;
         let metadata = file.metadata().map_err(|_| bad("cannot be read; check its storage"))?;
         if !metadata.is_file() {
             return Err(bad("is no file; give the path of one"));
@@ -128,7 +129,9 @@ mod tests {
 
     #[test]
     fn a_line_that_makes_no_sense_is_refused() {
-        for bad in ["https://h", "https://h basic", "https://h digest a b", "h basic a b", "https://h bearer a b"] {
+        for bad in
+            ["https://h", "https://h basic", "https://h digest a b", "h basic a b", "https://h bearer a b"]
+        {
             assert!(Credentials::parse(bad).is_none(), "{bad}");
         }
     }

@@ -23,9 +23,6 @@ pub enum UrlErrorKind {
     /// No URL, or none that is served.
     #[error("{0}; try http://SERVER/PATH or https://SERVER/PATH")]
     Address(&'static str),
-    /// The daemon has no cache directory.
-    #[error("this daemon serves no URLs; give it a [url] section in its configuration")]
-    NotConfigured,
     /// The file with the credentials.
     #[error("the credentials file {path:?} {problem}")]
     Credentials {
@@ -52,7 +49,9 @@ pub enum UrlErrorKind {
     #[error("the server did not answer in time; check the server and the network, and try again")]
     TimedOut,
     /// The server's certificate or its TLS.
-    #[error("the server's certificate is not accepted; check the name in the URL and the clock, or give `ca_file`")]
+    #[error(
+        "the server's certificate is not accepted; check the name in the URL and the clock, or give `ca_file`"
+    )]
     Tls,
     /// A status that is an error of the server.
     #[error("the server answered with status {0}; try again later, or ask who runs it")]
@@ -91,10 +90,14 @@ pub enum UrlErrorKind {
     #[error("this URL is in another drive; eject it there first")]
     InUse,
     /// The cache directory or a file in it.
-    #[error("the cache directory {0:?} cannot be used; check that the daemon may write there, and that it is no network storage")]
+    #[error(
+        "the cache directory {0:?} cannot be used; check that the daemon may write there, and that it is no network storage"
+    )]
     Cache(String),
     /// Not enough room.
-    #[error("the cache has no room for it; free some, raise `cache_limit_mib`, or eject other images from URLs")]
+    #[error(
+        "the cache has no room for it; free some, raise `cache_limit_mib`, or eject other images from URLs"
+    )]
     NoSpace,
     /// A checksum needs the whole image at once.
     #[error(
@@ -109,7 +112,9 @@ pub enum UrlErrorKind {
     #[error("there is no SHA256SUMS beside the image that lists it; give `--sha256 DIGEST`")]
     NoSums,
     /// The image is not that which was meant.
-    #[error("the image has another checksum than it should; get the right checksum, or another copy of the image")]
+    #[error(
+        "the image has another checksum than it should; get the right checksum, or another copy of the image"
+    )]
     Mismatch,
     /// Whoever asked has gone.
     #[error("nobody waits for it any more; insert it again")]
@@ -145,7 +150,9 @@ impl UrlErrorKind {
         match self {
             Self::TimedOut => FaultKind::TimedOut,
             Self::Unreachable | Self::Truncated | Self::Status(_) => FaultKind::Unreachable,
-            Self::Denied(_) | Self::Tls | Self::Credentials { .. } | Self::CaFile { .. } => FaultKind::Permission,
+            Self::Denied(_) | Self::Tls | Self::Credentials { .. } | Self::CaFile { .. } => {
+                FaultKind::Permission
+            }
             Self::Missing(_) | Self::Changed => FaultKind::Stale,
             Self::Mismatch => FaultKind::Damaged,
             Self::NoSpace | Self::Cache(_) => FaultKind::NoSpace,

@@ -68,7 +68,8 @@ fn fetch_run(shared: &Shared, me: usize, run: Run, buffer: &mut [u8]) -> Result<
     let (begun, mut chunk) = (Instant::now(), run.next);
     while shared.goes_on(me) {
         let at = chunk * CHUNK;
-        let Some(piece) = usize::try_from(CHUNK.min(total - at)).ok().and_then(|len| buffer.get_mut(..len)) else {
+        let Some(piece) = usize::try_from(CHUNK.min(total - at)).ok().and_then(|len| buffer.get_mut(..len))
+        else {
             break;
         };
         bytes.read_exact(piece)?;
@@ -135,10 +136,10 @@ fn finish(shared: &Shared, finish: &Finish) {
             Ok(Some(found)) if found == *wanted => {}
             Ok(Some(found)) => {
                 shared.entry.discard();
-                shared.break_off(&UrlErrorKind::Mismatch.because(
-                    shared.client.address(),
-                    format!("SHA-256 is {found}, not {wanted}"),
-                ));
+                shared.break_off(
+                    &UrlErrorKind::Mismatch
+                        .because(shared.client.address(), format!("SHA-256 is {found}, not {wanted}")),
+                );
                 return;
             }
             // Nobody wants to know any more.

@@ -131,8 +131,9 @@ impl Plan {
 
     fn filling(&self, chunks: &Chunks, fill: &Range<u64>) -> Option<Run> {
         let count = chunks.count();
-        let is_free =
-            |chunk: &u64| chunks.is_absent(*chunk) && !self.runs().any(|run| (run.next..run.end).contains(chunk));
+        let is_free = |chunk: &u64| {
+            chunks.is_absent(*chunk) && !self.runs().any(|run| (run.next..run.end).contains(chunk))
+        };
         let first = fill.clone().map(|at| at % count).find(is_free)?;
         let end = if first >= fill.start { fill.end.min(count) } else { fill.start };
         Some(self.free(chunks, first, end.min(first + self.pace.run())))
@@ -182,7 +183,8 @@ impl Pace {
     pub(super) fn measured(&mut self, latency: Duration, bytes: u64, taken: Duration) {
         // Bytes of one run: exact in a float.
         let bytes = u32::try_from(bytes).map_or(f64::from(u32::MAX), f64::from);
-        let smooth = |old: &mut f64, new: f64| *old = if *old == 0.0 { new } else { *old * 0.75 + new * 0.25 };
+        let smooth =
+            |old: &mut f64, new: f64| *old = if *old == 0.0 { new } else { *old * 0.75 + new * 0.25 };
         smooth(&mut self.latency, latency.as_secs_f64());
         smooth(&mut self.bandwidth, bytes / taken.as_secs_f64().max(0.000_1));
     }

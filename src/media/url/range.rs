@@ -90,9 +90,8 @@ pub(super) fn check(
 
 /// `bytes 0-131071/6193152`.
 fn parse(text: &str) -> Option<(Range<u64>, u64)> {
-    let number = |text: &str| {
-        text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
-    };
+    let number =
+        |text: &str| text.parse::<u64>().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.trim().split_once('-')?;
     let (first, last, total) = (number(first)?, number(last)?, number(total.trim())?);
@@ -114,7 +113,8 @@ mod tests {
 
     #[test]
     fn only_what_was_asked_for_is_believed() {
-        let sent = |range: &str| check(&headers(&[("content-range", range), ("etag", "\"1\"")]), &(10..20), None);
+        let sent =
+            |range: &str| check(&headers(&[("content-range", range), ("etag", "\"1\"")]), &(10..20), None);
         assert_eq!(sent("bytes 10-19/100").unwrap().total, 100);
         // Cut off at the end of the file.
         assert_eq!(sent("bytes 10-14/15").unwrap().total, 15);

@@ -16,15 +16,14 @@
 //! | 32 | SHA-256 of all before |
 //! | | zeroes up to the size of the slot, a multiple of 4096 |
 
-use std::{
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-};
+use std::{fs::File, io, os::unix::fs::FileExt};
 
 use sha2::{Digest, Sha256};
 
-use super::{CHUNK, range::{Part, Version}};
+use super::{
+    CHUNK,
+    range::{Part, Version},
+};
 
 const MAGIC: [u8; 8] = *b"RDURL\0\0\x01";
 /// Head and strings at their longest.

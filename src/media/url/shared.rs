@@ -81,7 +81,9 @@ pub(super) enum Outcome {
     #[default]
     None,
     /// All is here and, where a checksum was given, right.
-    Complete { kept: Option<String> },
+    Complete {
+        kept: Option<String>,
+    },
     Failed(UrlErrorKind),
 }
 

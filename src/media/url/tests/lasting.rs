@@ -147,7 +147,8 @@ fn images_that_nobody_uses_make_room_the_oldest_first() {
 fn a_kept_image_is_a_file_like_any_other() {
     let server = Server::start(LEN);
     let rig = Rig::new();
-    let options = UrlOptions { keep: true, checksum: Some(Checksum::Beside), ..wish(&server.url("/d/a b.iso")) };
+    let options =
+        UrlOptions { keep: true, checksum: Some(Checksum::Beside), ..wish(&server.url("/d/a b.iso")) };
     let mut paths = Vec::new();
     for _ in 0..2 {
         let inserted = rig.insert_as(options.clone()).unwrap();
