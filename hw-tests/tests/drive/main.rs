@@ -19,6 +19,7 @@ mod stats;
 mod thirteen;
 mod trim;
 mod unplug;
+mod urls;
 
 use std::process::ExitCode;
 
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
         Ok(()) => Ok(board),
         Err(error) => Err(format!("{error:#}")),
     });
-    let groups: [(&str, &[Case]); 15] = [
+    let groups: [(&str, &[Case]); 16] = [
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         ("stats", stats::CASES),
         ("killed", killed::CASES),
         ("trim", trim::CASES),
+        ("urls", urls::CASES),
         ("conformance", conformance::CASES),
     ];
     let mut trials = Vec::new();
