@@ -93,6 +93,14 @@ pub(super) struct Entry {
     _claim: Claim,
 }
 
+/// A data file that nobody uses.
+struct Idle {
+    /// The last time that somebody did.
+    used: (i64, i64),
+    bytes: u64,
+    path: PathBuf,
+}
+
 /// The right to a URL's files.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -168,18 +176,20 @@ impl Cache {
 
     /// Removes images that nobody uses, the longest unused first, until there is room for `wanted` bytes beside those in use. How
     /// much there is.
+    // Of 32 bits on some machines.
+    #[allow(clippy::useless_conversion)]
     fn reserve(&self, key: &[u8; 32], wanted: u64, own: u64) -> io::Result<u64> {
         let mut active = self.active.lock();
         let others: u64 = active.iter().filter(|(other, _)| *other != key).map(|(_, room)| *room).sum();
         let mut idle = self.idle(&active)?;
         loop {
-            let unused: u64 = idle.iter().map(|(_, bytes, _)| *bytes).sum();
+            let unused: u64 = idle.iter().map(|file| file.bytes).sum();
             let limit = self.options.limit.saturating_sub(others).saturating_sub(unused);
             let disk = statvfs(&self.options.dir)?;
             let free = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
             let room = wanted.min(limit).min((free + own).saturating_sub(SPARED));
             match idle.pop() {
-                Some((_, _, path)) if room < wanted => {
+                Some(Idle { path, .. }) if room < wanted => {
                     fs::remove_file(path.with_extension("record"))?;
                     fs::remove_file(path)?;
                 }
@@ -192,17 +202,18 @@ impl Cache {
     }
 
     /// Data files that nobody uses, the longest unused last.
-    fn idle(&self, active: &HashMap<[u8; 32], u64>) -> io::Result<Vec<((i64, i64), u64, PathBuf)>> {
+    fn idle(&self, active: &HashMap<[u8; 32], u64>) -> io::Result<Vec<Idle>> {
         let used: Vec<_> = active.keys().map(|key| self.path(key, "data")).collect();
         let mut idle = Vec::new();
         for file in fs::read_dir(&self.options.dir)? {
             let path = file?.path();
             if path.extension().is_some_and(|extension| extension == "data") && !used.contains(&path) {
                 let metadata = fs::metadata(&path)?;
-                idle.push(((metadata.mtime(), metadata.mtime_nsec()), metadata.blocks() * 512, path));
+                let used = (metadata.mtime(), metadata.mtime_nsec());
+                idle.push(Idle { used, bytes: metadata.blocks() * 512, path });
             }
         }
-        idle.sort_unstable_by(|one, other| other.cmp(one));
+        idle.sort_unstable_by_key(|file| std::cmp::Reverse(file.used));
         Ok(idle)
     }
 }

@@ -239,7 +239,11 @@ mod tests {
         }
         let mut order = Vec::new();
         for _ in 0..6 {
-            chunks.evict(1, &(0..0), |chunk| Ok(order.push(chunk))).unwrap();
+            let note = |chunk| {
+                order.push(chunk);
+                Ok(())
+            };
+            chunks.evict(1, &(0..0), note).unwrap();
         }
         assert_eq!(order, [5, 0, 3, 1, 4, 2]);
     }

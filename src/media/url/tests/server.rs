@@ -60,8 +60,6 @@ struct Inner {
     len: u64,
     seen: Mutex<Vec<Seen>>,
     sent: AtomicU64,
-    /// For each answer.
-    delay: Mutex<Duration>,
     stop: AtomicBool,
     tls: Option<Arc<rustls::ServerConfig>>,
     /// Of the first version; computed beforehand, as it takes a while.
@@ -93,7 +91,6 @@ impl Server {
             len,
             seen: Mutex::default(),
             sent: AtomicU64::new(0),
-            delay: Mutex::new(Duration::ZERO),
             stop: AtomicBool::new(false),
             tls,
             sums: sha256(len.min(super::LEN), 1),
@@ -124,10 +121,6 @@ impl Server {
 
     pub(super) fn change(&self) {
         self.inner.version.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(super) fn delay(&self, delay: Duration) {
-        *self.inner.delay.lock() = delay;
     }
 
     /// Breaks the connections off that there are.
@@ -181,7 +174,6 @@ impl Inner {
         let mut stream = BufReader::new(stream);
         while let Some(seen) = read_request(&mut stream)? {
             self.seen.lock().push(seen.clone());
-            thread::sleep(*self.delay.lock());
             self.answer(&seen, stream.get_mut())?;
             stream.get_mut().flush()?;
         }
