@@ -88,6 +88,12 @@ pub(super) struct Entry {
     record: Mutex<Option<RecordFile>>,
     /// The files go when the image does.
     discarded: AtomicBool,
+    held: Mutex<Option<Held>>,
+}
+
+/// What keeps others from the files, in the order in which it is let go.
+#[derive(Debug)]
+struct Held {
     /// Against a second daemon.
     _lock: Flock<File>,
     _claim: Claim,
@@ -168,8 +174,7 @@ impl Cache {
             file,
             record: Mutex::new(Some(record)),
             discarded: AtomicBool::new(false),
-            _lock: lock,
-            _claim: claim,
+            held: Mutex::new(Some(Held { _lock: lock, _claim: claim })),
         };
         Ok((entry, known))
     }
@@ -316,15 +321,21 @@ impl Entry {
         self.discard();
         Ok(path.display().to_string())
     }
-}
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if self.discarded.load(Ordering::Relaxed) {
+    /// Leaves the files to whoever comes next; nothing may be written to them any more.
+    pub(super) fn leave(&self) {
+        let held = self.held.lock().take();
+        if held.is_some() && self.discarded.load(Ordering::Relaxed) {
             // Gone already where it was kept; otherwise what cannot be removed now is, as unused, when room is needed.
             let _ = fs::remove_file(self.cache.path(&self.key, "data"));
             let _ = fs::remove_file(self.cache.path(&self.key, "record"));
         }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

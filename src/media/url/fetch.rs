@@ -1,7 +1,7 @@
 //! The threads behind an image: those that fetch chunks, and the one that keeps the record of them.
 //!
-//! None of them is ever waited for. They end soon after [`Shared::close`], by which their requests break off; the last one of them
-//! closes the cache file.
+//! None of them is ever waited for. They end soon after [`Shared::close`], by which their requests break off. The keeper leaves the
+//! files to others as soon as nobody can write to them any more, also when a thread still waits for a connection.
 
 use std::{
     io,
@@ -73,8 +73,10 @@ fn fetch_run(shared: &Shared, me: usize, run: Run, buffer: &mut [u8]) -> Result<
             break;
         };
         bytes.read_exact(piece)?;
+        let Some(writing) = shared.writing() else { break };
         shared.chunks.file().write_all_at(piece, at).map_err(|error| shared.entry.error(error))?;
         shared.arrived(me, chunk);
+        drop(writing);
         chunk += 1;
         let limiter = shared.entry.limiter();
         limiter.charge(CHUNK);
@@ -104,14 +106,19 @@ fn keep(shared: &Shared, finish: &Finish) {
         let (closing, complete) = (state.closing, shared.is_complete(&state));
         let dirty = std::mem::take(&mut state.dirty);
         drop(state);
-        if dirty && let Err(error) = store(shared) {
-            return shared.break_off(&error);
+        if closing {
+            shared.seal();
+        }
+        if (dirty || closing)
+            && let Err(error) = store(shared)
+        {
+            shared.break_off(&error);
         }
         if closing {
-            return;
+            return shared.entry.leave();
         }
         if complete {
-            return self::finish(shared, finish);
+            self::finish(shared, finish);
         }
         next = Instant::now() + STORE_EVERY;
     }

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
     CHUNK, FetchState, Report, Reporter, SourceHealth,
@@ -30,6 +30,8 @@ use crate::{
 
 /// Chunks without which there is no streaming.
 pub(super) const ROOM_MIN: u64 = 16;
+/// How often to look how far the host has come.
+const LOOK: Duration = Duration::from_millis(100);
 /// Failures in a row after which the source counts as offline.
 const FAILURES_TO_OFFLINE: u32 = 2;
 
@@ -55,6 +57,8 @@ pub(super) struct Shared {
     position: AtomicU64,
     /// Evictions take turns.
     evicting: Mutex<()>,
+    /// Held to read while the cache file is written; see [`Shared::writing`].
+    gate: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -119,6 +123,7 @@ impl Shared {
             broken: AtomicBool::new(false),
             position: AtomicU64::new(0),
             evicting: Mutex::new(()),
+            gate: RwLock::new(()),
         }
     }
 
@@ -196,7 +201,9 @@ impl Shared {
                     return Some((run, needed.saturating_sub(state.room)));
                 }
             }
-            match wait.or(rate) {
+            // The host's way through what is here wakes nobody.
+            let look = self.window(&state).map(|_| LOOK);
+            match wait.or(rate).or(look) {
                 Some(wait) => drop(self.work.wait_for(&mut state, wait.max(Duration::from_millis(1)))),
                 None => self.work.wait(&mut state),
             }
@@ -220,6 +227,7 @@ impl Shared {
             return Ok(true);
         }
         let _turn = self.evicting.lock();
+        let Some(_writing) = self.writing() else { return Ok(false) };
         let spared = {
             let state = self.lock();
             let from = self.position.load(Ordering::Relaxed);
@@ -348,6 +356,19 @@ impl Shared {
     /// Waits until the keeper has something to do, or `until`.
     pub(super) fn wait_to_keep(&self, state: &mut MutexGuard<'_, State>, until: Instant) {
         self.keep.wait_until(state, until);
+    }
+
+    /// The right to write to the cache file while it is held; not given any more once the image is closed, because the file may then
+    /// be another's.
+    pub(super) fn writing(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let writing = self.gate.read();
+        let closing = self.lock().closing;
+        (!closing).then_some(writing)
+    }
+
+    /// Waits until nobody writes to the cache file of a closed image any more, however long threads may still wait for a server.
+    pub(super) fn seal(&self) {
+        drop(self.gate.write());
     }
 
     /// Sleeps, unless it is time to end.

@@ -77,7 +77,7 @@ fn a_lying_content_range_is_an_error_and_no_byte_of_it_is_served() {
     server.be(Mood::Good);
     let inserted = only_first(&rig, &server);
     server.be(Mood::Lying(CHUNK));
-    assert_eq!(inserted.check(9 * CHUNK, 2048, 1), Err(FaultKind::Io));
+    assert_eq!(inserted.check(30 * CHUNK, 2048, 1), Err(FaultKind::Io));
     let report = rig.await_report(|report| matches!(report, Report::Failed { .. }));
     assert!(format!("{report:?}").contains("not the range"), "{report:?}");
     assert!(check_all_that_comes(&inserted, 1).iter().all(|kind| *kind == FaultKind::Io));
@@ -177,7 +177,7 @@ fn a_server_that_drips_is_not_waited_for() {
     server.be(Mood::Good);
     let inserted = only_first(&rig, &server);
     server.be(Mood::DripBody);
-    assert_eq!(inserted.check(9 * CHUNK, 2048, 1), Err(FaultKind::TimedOut));
+    assert_eq!(inserted.check(30 * CHUNK, 2048, 1), Err(FaultKind::TimedOut));
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_dead_server_is_an_answer_within_a_second_and_what_is_here_goes_on() {
     inserted.check(5 * CHUNK, CHUNK, 1).unwrap();
     let at = server.stop();
     let begun = Instant::now();
-    assert_eq!(inserted.check(9 * CHUNK, 2048, 1), Err(FaultKind::Unreachable));
+    assert_eq!(inserted.check(30 * CHUNK, 2048, 1), Err(FaultKind::Unreachable));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     inserted.check(5 * CHUNK, CHUNK, 1).unwrap();
     drop(inserted);
@@ -199,21 +199,54 @@ fn a_dead_server_is_an_answer_within_a_second_and_what_is_here_goes_on() {
     assert_eq!(rig.refusal(&url.replace("/x", "/y")), UrlErrorKind::Unreachable);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     inserted.check(5 * CHUNK, CHUNK, 1).unwrap();
-    assert_eq!(inserted.check(9 * CHUNK, 2048, 1), Err(FaultKind::Unreachable));
+    assert_eq!(inserted.check(30 * CHUNK, 2048, 1), Err(FaultKind::Unreachable));
     let _server = Server::start_at(at, LEN, None);
     rig.await_report(|report| *report == Report::Online);
-    inserted.check(9 * CHUNK, 2048, 1).unwrap();
+    inserted.check(30 * CHUNK, 2048, 1).unwrap();
+}
+
+/// A listener whose backlog is full: connections are neither taken nor refused.
+fn black_hole() -> (std::net::TcpListener, Vec<std::net::TcpStream>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, soon) = (listener.local_addr().unwrap(), Duration::from_millis(50));
+    let filling: Vec<_> =
+        (0..400).map_while(|_| std::net::TcpStream::connect_timeout(&address, soon).ok()).collect();
+    assert!(filling.len() < 400, "the backlog has no end");
+    (listener, filling)
+}
+
+#[test]
+fn an_image_whose_threads_wait_for_a_connection_leaves_its_files_at_once() {
+    let (hole, _full) = black_hole();
+    let server = Server::start(LEN);
+    // From now on it leads into the hole, for longer than anybody here waits.
+    let rig = Rig::with(|options| {
+        options.patience.connect = PATIENCE;
+        options.patience.answer = PATIENCE;
+        options.rate = Some(1 << 20);
+    });
+    let url = server.url("/x.iso");
+    let inserted = rig.insert(&url).unwrap();
+    server.be(Mood::Redirect(format!("http://{}/x.iso", hole.local_addr().unwrap())));
+    let far = ByteRange::new(ByteOffset(30 * CHUNK), ByteLen(2048)).unwrap();
+    let seen = server.seen().len();
+    assert!(matches!(inserted.image.map(far), Extent::Pending { .. }));
+    let until = Instant::now() + PATIENCE;
+    while server.seen().len() == seen {
+        assert!(Instant::now() < until, "it asks no more");
+        std::thread::yield_now();
+    }
+    drop(inserted);
+    server.be(Mood::Good);
+    let begun = Instant::now();
+    rig.insert(&url).unwrap().check_whole(1);
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
 }
 
 #[test]
 fn an_address_that_swallows_packets_is_given_up_soon() {
-    // A full backlog: connections are neither taken nor refused.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let soon = Duration::from_millis(50);
-    let filling: Vec<_> =
-        (0..400).map_while(|_| std::net::TcpStream::connect_timeout(&address, soon).ok()).collect();
-    assert!(filling.len() < 400, "the backlog has no end");
+    let (hole, _full) = black_hole();
+    let address = hole.local_addr().unwrap();
     let begun = Instant::now();
     assert_eq!(Rig::new().refusal(&format!("http://{address}/x")), UrlErrorKind::TimedOut);
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
