@@ -189,29 +189,13 @@ impl Inner {
         }
         let etag = format!("\"v{version}\"");
         let current = seen.if_range.as_ref().is_none_or(|wanted| *wanted == etag);
-        let whole = matches!(mood, Mood::NoRanges | Mood::NoLength | Mood::NoVersion if seen.range.is_none())
-            || matches!(mood, Mood::NoRanges | Mood::NoLength | Mood::NoEnd)
+        let whole = matches!(mood, Mood::NoRanges | Mood::NoLength | Mood::NoEnd)
             || (!current && mood != Mood::IgnoresIfRange)
             || seen.range.is_none();
         let (first, last) = seen.range.filter(|_| !whole).unwrap_or((0, self.len - 1));
         let last = last.min(self.len - 1);
-        match mood {
-            Mood::Status(status) => {
-                return write!(to, "HTTP/1.1 {status} Because\r\nContent-Length: 0\r\n\r\n");
-            }
-            Mood::Redirect(location) => {
-                return write!(to, "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
-            }
-            Mood::RedirectOn => {
-                let at = self.seen.lock().len();
-                return write!(to, "HTTP/1.1 302 Found\r\nLocation: /{at}\r\nContent-Length: 0\r\n\r\n");
-            }
-            Mood::Silent => {
-                self.until_stopped();
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            Mood::Babble => return write!(to, "220 ftp.example ready\r\n\r\n"),
-            _ => {}
+        if let Some(done) = self.without_file(&mood, to) {
+            return done;
         }
         let mut head = match whole {
             true => "HTTP/1.1 200 OK\r\n".to_owned(),
@@ -252,6 +236,25 @@ impl Inner {
             true => Err(io::ErrorKind::BrokenPipe.into()),
             false => Ok(()),
         }
+    }
+
+    /// Answers that have nothing of the file in them.
+    fn without_file(&self, mood: &Mood, to: &mut impl Write) -> Option<io::Result<()>> {
+        let empty = "Content-Length: 0\r\n\r\n";
+        Some(match mood {
+            Mood::Status(status) => write!(to, "HTTP/1.1 {status} Because\r\n{empty}"),
+            Mood::Redirect(location) => write!(to, "HTTP/1.1 302 Found\r\nLocation: {location}\r\n{empty}"),
+            Mood::RedirectOn => {
+                let at = self.seen.lock().len();
+                write!(to, "HTTP/1.1 302 Found\r\nLocation: /{at}\r\n{empty}")
+            }
+            Mood::Silent => {
+                self.until_stopped();
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            Mood::Babble => write!(to, "220 ftp.example ready\r\n\r\n"),
+            _ => return None,
+        })
     }
 
     fn drip(&self, bytes: &[u8], to: &mut impl Write) -> io::Result<()> {
