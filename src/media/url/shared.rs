@@ -160,8 +160,11 @@ impl Shared {
                 let len = ByteLen(end.min((chunks.start + count) * CHUNK) - start);
                 Extent::File { file, offset: ByteOffset(start), len }
             }
-            // Here and gone again: as it is missing, it is wanted.
-            None => Extent::Pending { len: ByteLen(end.min((missing + 1) * CHUNK) - start) },
+            // Between here and gone: to be asked for again.
+            None => {
+                self.wake();
+                Extent::Pending { len: ByteLen(end.min((missing + 1) * CHUNK) - start) }
+            }
         }
     }
 
@@ -237,8 +240,10 @@ impl Shared {
         let gone = gone.map_err(|error| self.entry.error(error))?;
         let mut state = self.lock();
         state.here -= gone;
-        // What left may have been wanted meanwhile.
+        // What left, or was about to, may have been wanted meanwhile.
         self.work.notify_all();
+        drop(state);
+        self.wake();
         Ok(gone == count)
     }
 
