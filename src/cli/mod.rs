@@ -169,7 +169,7 @@ fn request(command: &Command) -> Result<(&'static str, Value, Option<File>), Fai
 /// The parameters of `insert` that say which image and how.
 fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     let mut params = Map::new();
-    if let Some(url) = insert.file.to_str().filter(|file| is_url(file)) {
+    if let Some(url) = insert.file.to_str().filter(|file| !insert.send_fd && is_url(file)) {
         return Ok((url_params(insert, url)?, None));
     }
     let args::Url { sha256, sha256sums, keep, download, credentials } = &insert.url;
