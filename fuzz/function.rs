@@ -39,7 +39,14 @@ pub fn play(input: &[u8]) {
     let mut rng = Rng::with_seed(seed.into());
     let parts = Parts {
         quirks: Quirks { early_in: bit(0), clear_halt_interrupts: bit(1), refuse_every: 0 },
-        faults: Faults { errors: rate(bit(2)), shorts: rate(bit(3)), full: rate(bit(4)), delay_max: 1 << 20 },
+        faults: Faults {
+            errors: rate(bit(2)),
+            shorts: rate(bit(3)),
+            full: rate(bit(4)),
+            delay_max: 1 << 20,
+            outages: 0,
+            stuck: 0,
+        },
         stall: if bit(5) { StallPolicy::Never } else { StallPolicy::Auto },
         block: if bit(6) { BlockSize::B4096 } else { BlockSize::B512 },
         blocks: [64, 8],

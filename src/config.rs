@@ -5,6 +5,7 @@
 //! `docs/configuration.md` lists every key; a test keeps it, the example beside it and this file the same.
 
 mod source;
+mod url;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,9 +18,13 @@ use serde::Deserialize;
 use source::Source;
 use toml::Spanned;
 
+pub use self::url::CACHE_DEFAULT;
+use self::url::RawUrl;
+
 use crate::{
     bot::StallPolicy,
     gadget::{EngineKind, Speed},
+    media::url::CacheOptions,
     schedule::Schedule,
     scsi::Kind,
     units::BlockSize,
@@ -51,6 +56,8 @@ pub struct Config {
     pub control: Control,
     /// The gadget that the functions live in.
     pub gadget: Gadget,
+    /// Images behind URLs.
+    pub url: CacheOptions,
     /// 1 to [`FUNCTIONS_MAX`] functions, each with 1 to [`DRIVES_PER_FUNCTION_MAX`] drives.
     pub functions: Vec<Function>,
 }
@@ -202,6 +209,7 @@ impl Config {
         let raw: RawConfig = toml::from_str(text).map_err(|error| source.syntax(&error))?;
         let control = raw.control.check(&source)?;
         let gadget = raw.gadget.check(&source)?;
+        let url = raw.url.check(&source)?;
         let serial = match &gadget {
             Gadget::Own(own) => own.serial.clone(),
             Gadget::Guest => machine_serial(),
@@ -210,7 +218,7 @@ impl Config {
             None => vec![default_function(&serial)],
             Some(raw) => check_functions(raw, &source, &serial)?,
         };
-        Ok(Self { control, gadget, functions })
+        Ok(Self { control, gadget, url, functions })
     }
 }
 
@@ -267,6 +275,8 @@ struct RawConfig {
     control: RawControl,
     #[serde(default)]
     gadget: RawGadget,
+    #[serde(default)]
+    url: RawUrl,
     function: Option<Vec<Spanned<RawFunction>>>,
 }
 

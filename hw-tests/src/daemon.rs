@@ -62,6 +62,7 @@ pub fn config(
             board.speed.name()
         );
     }
+    let _ = write!(text, "\n{}", setup.sections);
     for function in &setup.functions {
         function_config(&mut text, function, backend);
     }

@@ -151,6 +151,8 @@ pub struct Setup {
     pub functions: Vec<Function>,
     /// The gadget is composed by hand and has a keyboard before the functions; `ringdrived` is a guest in it.
     pub keyboard: bool,
+    /// Sections of `ringdrived`'s configuration beside those that follow from the above.
+    pub sections: String,
 }
 
 impl Setup {
@@ -163,13 +165,19 @@ impl Setup {
     /// Several functions.
     #[must_use]
     pub fn of_functions(functions: impl Into<Vec<Function>>) -> Self {
-        Self { functions: functions.into(), keyboard: false }
+        Self { functions: functions.into(), keyboard: false, sections: String::new() }
     }
 
     /// The same in a gadget that has a keyboard too.
     #[must_use]
     pub fn beside_keyboard(self) -> Self {
         Self { keyboard: true, ..self }
+    }
+
+    /// The same with these sections in `ringdrived`'s configuration.
+    #[must_use]
+    pub fn configured(self, sections: impl Into<String>) -> Self {
+        Self { sections: sections.into(), ..self }
     }
 
     /// The same with another stall policy.
@@ -301,6 +309,17 @@ impl Rig {
         match &self.server {
             Server::Kernel(kernel) => kernel.force_eject(drive),
             Server::Daemon(daemon) => daemon.force_eject(drive),
+        }
+    }
+
+    /// What the daemon says of its drives.
+    ///
+    /// # Errors
+    /// The kernel serves, or the daemon does not answer.
+    pub fn state(&self) -> Result<serde_json::Value> {
+        match &self.server {
+            Server::Daemon(daemon) => daemon.state(),
+            Server::Kernel(_) => bail!("the kernel serves; there is no daemon"),
         }
     }
 

@@ -23,6 +23,8 @@ Examples:
     ringdrive insert 0 private.iso --send-fd
   Make the empty flash drive a second CD drive:
     ringdrive set flash --kind optical
+  An image behind a URL, streamed at once:
+    ringdrive insert cd https://files.example/debian.iso --sha256sums
   Follow what happens, a JSON object a line:
     ringdrive events --json inserted ejected
   Watch how fast the host reads, and how long it waits:
@@ -65,7 +67,7 @@ pub(super) enum Command {
     State,
     /// Show what the drives have done: throughput, commands, latencies. On a terminal a live view.
     Stats(Stats),
-    /// Put an image (a file or a block device) into an empty drive.
+    /// Put an image (a file, a block device, or a URL) into an empty drive.
     Insert(Insert),
     /// Take the image out of a drive, once all that the host wrote is stored.
     Eject(Eject),
@@ -139,12 +141,30 @@ pub(super) struct Stats {
     pub(super) once: bool,
 }
 
+const INSERT_HELP: &str = "\
+Examples:
+  A file that the daemon may read:
+    ringdrive insert cd debian.iso
+  From a web server; the host can read it at once, and the rest is fetched meanwhile:
+    ringdrive insert cd https://files.example/debian.iso
+  The same, checked when it is whole, and kept as a file in the cache directory under kept/:
+    ringdrive insert cd https://files.example/debian.iso --sha256sums --keep
+  From a server without byte ranges, which must be downloaded first:
+    ringdrive insert cd http://old.example/tools.iso --download
+  With a password or token, from a file that only the daemon's user may read:
+    ringdrive insert cd https://files.example/private.iso --credentials /etc/ringdrive/credentials
+
+A line of that file is `https://files.example basic USER PASSWORD` or `https://files.example bearer TOKEN`.
+Quote URLs: a shell takes & and ? as its own. Nothing shows their query and password again, but the list of processes and your
+shell's history may. `ringdrive state` shows how much is here; docs/urls.md explains every error.";
+
 #[derive(Debug, Args)]
+#[command(after_long_help = INSERT_HELP)]
 pub(super) struct Insert {
     /// Number or name of the drive.
     pub(super) drive: String,
-    /// The image.
-    #[arg(value_hint = clap::ValueHint::FilePath)]
+    /// The image: a path, or a URL with http:// or https://.
+    #[arg(value_hint = clap::ValueHint::FilePath, value_name = "FILE|URL")]
     pub(super) file: PathBuf,
     /// Let the host write to it; default: the drive's setting.
     #[arg(long, conflicts_with = "ro")]
@@ -156,10 +176,32 @@ pub(super) struct Insert {
     #[arg(long, value_parser = ["optical", "disk"])]
     pub(super) kind: Option<String>,
     /// Open the file here and pass it over the socket, for files that the daemon cannot reach. Read-only without --rw.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["sha256", "sha256sums", "keep", "download", "credentials"])]
     pub(super) send_fd: bool,
     #[command(flatten)]
+    pub(super) url: Url,
+    #[command(flatten)]
     pub(super) key: Key,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of a URL")]
+pub(super) struct Url {
+    /// What the whole image must be; otherwise it is no longer served.
+    #[arg(long, value_name = "DIGEST")]
+    pub(super) sha256: Option<String>,
+    /// The same, from the file SHA256SUMS beside the image.
+    #[arg(long, conflicts_with = "sha256")]
+    pub(super) sha256sums: bool,
+    /// Once it is whole, keep it as a file of its own.
+    #[arg(long)]
+    pub(super) keep: bool,
+    /// Insert it when it is whole, and not before.
+    #[arg(long)]
+    pub(super) download: bool,
+    /// Who to be to which server.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(super) credentials: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@
 
 mod args;
 mod daemon;
+mod download;
 mod show;
 mod stats;
 
@@ -27,6 +28,7 @@ use serde_json::{Map, Value, json};
 
 use crate::control::{Client, ClientError, with_sources};
 use crate::drive::ImageState;
+use crate::media::url::is_url;
 use args::{Arguments, Command};
 pub use daemon::DaemonArgs;
 
@@ -39,6 +41,8 @@ enum Failure {
     Open { path: String, source: io::Error },
     #[error("cannot write the man pages into {path}; try an existing directory that you may write to")]
     Man { path: String, source: io::Error },
+    #[error("{0} goes with a URL; leave it away, or give http://… or https://…")]
+    NoUrl(&'static str),
     #[error("the path {0:?} is not UTF-8, which the protocol needs; try --send-fd")]
     Path(std::path::PathBuf),
     #[error("cannot write the output; check where it goes")]
@@ -52,7 +56,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Client(ClientError::Refused { .. }) => 1,
-            Self::Path(_) => 2,
+            Self::Path(_) | Self::NoUrl(_) => 2,
             Self::Client(ClientError::Unreachable { .. }) => 3,
             Self::Client(ClientError::Timeout(_)) => 4,
             Self::Client(ClientError::Closed | ClientError::Protocol(_) | ClientError::Io(_))
@@ -107,7 +111,11 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
         Command::Version => version(arguments),
         command => {
             let (method, params, file) = request(command)?;
-            let result = connect(arguments)?.call(method, &params, file.as_ref().map(AsFd::as_fd))?;
+            let file = file.as_ref().map(AsFd::as_fd);
+            let result = match command {
+                Command::Insert(insert) if insert.url.download => download::run(arguments, &params)?,
+                _ => connect(arguments)?.call(method, &params, file)?,
+            };
             match arguments.json {
                 true => print(format!("{result}\n").as_bytes()),
                 false => print(answer(command, &result)?.as_bytes()),
@@ -161,6 +169,20 @@ fn request(command: &Command) -> Result<(&'static str, Value, Option<File>), Fai
 /// The parameters of `insert` that say which image and how.
 fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     let mut params = Map::new();
+    if let Some(url) = insert.file.to_str().filter(|file| !insert.send_fd && is_url(file)) {
+        return Ok((url_params(insert, url)?, None));
+    }
+    let args::Url { sha256, sha256sums, keep, download, credentials } = &insert.url;
+    let alone = [
+        ("--sha256", sha256.is_some()),
+        ("--sha256sums", *sha256sums),
+        ("--keep", *keep),
+        ("--download", *download),
+        ("--credentials", credentials.is_some()),
+    ];
+    if let Some((option, _)) = alone.into_iter().find(|(_, given)| *given) {
+        return Err(Failure::NoUrl(option));
+    }
     let open_error = |source| Failure::Open { path: insert.file.display().to_string(), source };
     let path = std::path::absolute(&insert.file).map_err(open_error)?;
     if insert.rw || insert.ro || insert.send_fd {
@@ -178,6 +200,30 @@ fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     params.insert("fd".to_owned(), json!(true));
     params.insert("name".to_owned(), json!(name(&path)));
     Ok((Value::Object(params), Some(file)))
+}
+
+/// The parameters of `insert` for an image behind a URL.
+fn url_params(insert: &args::Insert, url: &str) -> Result<Value, Failure> {
+    let mut params = Map::from_iter([("url".to_owned(), json!(url))]);
+    if insert.rw || insert.ro {
+        params.insert("rw".to_owned(), json!(insert.rw));
+    }
+    let args::Url { sha256, sha256sums, keep, download, credentials } = &insert.url;
+    let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| (key.to_owned(), json!(value)));
+    params.extend(text("kind", &insert.kind));
+    params.extend(text("sha256", sha256));
+    if let Some(path) = credentials {
+        let open_error = |source| Failure::Open { path: path.display().to_string(), source };
+        let path = std::path::absolute(path).map_err(open_error)?;
+        let path = path.to_str().ok_or_else(|| Failure::Path(path.clone()))?;
+        params.insert("credentials".to_owned(), json!(path));
+    }
+    for (key, on) in [("sha256sums", sha256sums), ("keep", keep), ("download", download)] {
+        if *on {
+            params.insert(key.to_owned(), json!(true));
+        }
+    }
+    Ok(Value::Object(params))
 }
 
 /// Non-blocking, so that a FIFO is the daemon's to refuse and not ours to hang on.

@@ -9,6 +9,7 @@ use crate::control::ClientError;
 use crate::control::protocol::DriveReport;
 use crate::drive::{EjectedBy, Event, HostState, ImageState, SourceState};
 use crate::gadget::Speed;
+use crate::media::url::SourceHealth;
 use crate::scsi::Kind;
 use crate::units::ByteLen;
 
@@ -45,7 +46,16 @@ fn row(report: &DriveReport) -> [String; 8] {
         (source == Some(SourceState::Offline), "offline"),
         (source == Some(SourceState::Changed), "changed"),
     ];
-    let flags: Vec<_> = flags.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+    let mut flags: Vec<_> = flags.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).to_owned()).collect();
+    if let Some((image, fetch)) = drive.image.as_ref().and_then(|image| Some((image, image.fetch.as_ref()?)))
+    {
+        flags.extend(Some(format!("{}% here", percent(fetch.here, image.bytes))).filter(|_| !fetch.complete));
+        flags.extend(match fetch.source {
+            SourceHealth::Online => None,
+            SourceHealth::Offline => Some("offline".to_owned()),
+            SourceHealth::Failed => Some("failed".to_owned()),
+        });
+    }
     let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
     let dash = || "-".to_owned();
     [
@@ -61,6 +71,11 @@ fn row(report: &DriveReport) -> [String; 8] {
         if flags.is_empty() { dash() } else { flags.join(",") },
         drive.image.as_ref().map_or_else(dash, |image| printable(&image.name)),
     ]
+}
+
+/// Rounded down: 100 are all.
+pub(super) fn percent(here: u64, total: u64) -> u64 {
+    here.saturating_mul(100).checked_div(total).unwrap_or(0)
 }
 
 fn speed_name(speed: Speed) -> &'static str {
@@ -152,6 +167,24 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         }
         Event::SourceChanged { drive, image, cause } => {
             format!("drive {}: {} has changed: {}\n", drive.0, printable(&image), printable(&cause))
+        }
+        Event::Fetching { drive, image, here, total } => {
+            let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();
+            format!("drive {}: {}{of} of {} are here\n", drive.0, ByteLen(here), printable(&image))
+        }
+        Event::Fetched { drive, image, checked, kept } => {
+            let checked = if checked { ", with the right checksum" } else { "" };
+            let kept = kept.map(|path| format!(", kept as {}", printable(&path))).unwrap_or_default();
+            format!("drive {}: all of {} is here{checked}{kept}\n", drive.0, printable(&image))
+        }
+        Event::Source { drive, image, source, cause } => {
+            let state = match source {
+                SourceHealth::Online => "answers again",
+                SourceHealth::Offline => "does not answer",
+                SourceHealth::Failed => "has failed for good",
+            };
+            let cause = cause.map(|cause| format!(": {}", printable(&cause))).unwrap_or_default();
+            format!("drive {}: the server of {} {state}{cause}\n", drive.0, printable(&image))
         }
         Event::Failed { drive, opcode, sense: [key, asc, ascq], cause } => format!(
             "drive {}: command {opcode:02x}h failed with sense {key:x}/{asc:02x}/{ascq:02x}: {}\n",

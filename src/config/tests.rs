@@ -92,6 +92,7 @@ fn every_key_is_in_the_manual_and_in_the_example_and_the_manual_lists_no_other()
     let sections = [
         ("[control]", format!("[control]\n{unknown}")),
         ("[gadget]", format!("[gadget]\n{unknown}")),
+        ("[url]", format!("[url]\n{unknown}")),
         ("[[function]]", format!("[[function]]\n{unknown}")),
         ("[[function.drive]]", with_drive(unknown)),
     ];
@@ -299,6 +300,27 @@ fn paths_must_be_absolute_and_a_socket_path_short() {
     let socket = |len: usize| format!("[control]\nsocket = '/{}'\n", "s".repeat(len - 1));
     Config::parse(&socket(107), "a").unwrap();
     check_refusal(&socket(108), "2:10", &["longer than the 107 bytes"]);
+}
+
+#[test]
+fn what_no_cache_could_be_is_refused() {
+    let url = Config::parse("", "a").unwrap().url;
+    assert_eq!((url.dir.as_path(), url.limit, url.rate), (Path::new("/var/cache/ringdrive"), 8 << 30, None));
+    let url = Config::parse("[url]\nrate_limit_kib = 3\nconnections = 16\n", "a").unwrap().url;
+    assert_eq!((url.rate, url.connections), (Some(3 << 10), 16));
+    for (key, says) in [
+        ("cache = 'a'", "not an absolute path"),
+        ("credentials = 'a'", "not an absolute path"),
+        ("ca_file = 'a'", "not an absolute path"),
+        ("cache_limit_mib = 7", "not within 8"),
+        ("rate_limit_kib = 0", "not within 1"),
+        ("connections = 17", "not within 1 and 16"),
+        ("proxy = 'proxy:3128'", "http://HOST:PORT"),
+        ("proxy = 'https://proxy'", "http://HOST:PORT"),
+    ] {
+        let column = key.find('=').unwrap() + 3;
+        check_refusal(&format!("[url]\n{key}\n"), &format!("2:{column}"), &[says]);
+    }
 }
 
 #[test]

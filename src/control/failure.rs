@@ -49,11 +49,13 @@ pub enum ErrorKind {
     NotPermitted,
     /// All places are taken.
     TooManyClients,
+    /// The image behind a URL cannot be had.
+    Url,
 }
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Parse,
         Self::InvalidRequest,
         Self::MethodNotFound,
@@ -75,6 +77,7 @@ impl ErrorKind {
         Self::Replug,
         Self::NotPermitted,
         Self::TooManyClients,
+        Self::Url,
     ];
 
     /// JSON-RPC's own code, or ours: from 1.
@@ -101,6 +104,7 @@ impl ErrorKind {
             Self::Replug => 15,
             Self::NotPermitted => 16,
             Self::TooManyClients => 17,
+            Self::Url => 18,
         }
     }
 
@@ -128,6 +132,7 @@ impl ErrorKind {
             Self::Replug => "replug",
             Self::NotPermitted => "not_permitted",
             Self::TooManyClients => "too_many_clients",
+            Self::Url => "url",
         }
     }
 }

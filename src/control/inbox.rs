@@ -138,6 +138,11 @@ impl Pending {
         Self { inbox, client, id: Some(id), connected }
     }
 
+    /// Where to tell what becomes of the request, beside its answer.
+    pub(super) fn events(&self) -> EventSink {
+        EventSink(Arc::clone(&self.inbox))
+    }
+
     /// Whether somebody still waits for the answer.
     pub(super) fn is_wanted(&self) -> bool {
         self.connected.load(Ordering::Relaxed)

@@ -13,8 +13,10 @@ use super::OPENING_MAX;
 use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{Pending, Reply};
 use super::protocol::ImageSource;
-use crate::drive::{DriveIndex, DriveState, Handle, Refusal, ReplyTo, Request};
-use crate::media::{Access, Image};
+use super::source::UrlSource;
+use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
+use crate::media::url::{Cache, Report, Reporter, SourceHealth, UrlOptions, shown};
+use crate::media::{Access, Image, MediaError, Medium};
 use crate::scsi::Kind;
 
 /// How long a function's thread may take to say what its drives are. It answers between two commands of the host.
@@ -56,13 +58,26 @@ pub(super) struct Insert {
 pub(super) enum Source {
     Path(String),
     Descriptor { descriptor: OwnedFd, name: String },
+    Url { source: UrlSource, cache: Arc<Cache> },
 }
 
 impl Source {
     /// Joins what the request says with the descriptors that came with it.
-    pub(super) fn new(source: ImageSource, mut descriptors: Vec<OwnedFd>) -> Result<Self, Failure> {
+    pub(super) fn new(
+        source: ImageSource,
+        mut descriptors: Vec<OwnedFd>,
+        cache: Option<&Arc<Cache>>,
+    ) -> Result<Self, Failure> {
         match (source, descriptors.len()) {
             (ImageSource::Path(path), _) => Ok(Self::Path(path)),
+            (ImageSource::Url(source), _) => match cache {
+                Some(cache) => Ok(Self::Url { source, cache: Arc::clone(cache) }),
+                None => Err(Failure::new(
+                    ErrorKind::Url,
+                    "this daemon fetches no images from URLs",
+                    "download it, and insert the file",
+                )),
+            },
             (ImageSource::Descriptor { name }, 1) => match descriptors.pop() {
                 Some(descriptor) => Ok(Self::Descriptor { descriptor, name }),
                 None => Err(no_descriptor()),
@@ -89,14 +104,23 @@ impl Insert {
     /// Opens the image and hands it to the function; may block for as long as a file server does.
     pub(super) fn run(self, pending: Pending) {
         let Self { function, drive, lun, source, kind, rw } = self;
-        let opened = current_state(&function, lun).and_then(|state| open(&state, source, kind, rw));
+        let opened = current_state(&function, lun).and_then(|state| {
+            let (access, block_size) = (check(&state, kind, rw)?, state.block_size);
+            match source {
+                Source::Path(path) => boxed(Image::open(Path::new(&path), access, block_size)),
+                Source::Descriptor { descriptor, name } => {
+                    boxed(Image::from_fd(descriptor, name.into(), access, block_size))
+                }
+                Source::Url { source, cache } => open_url(&state, source, &cache, rw, &pending),
+            }
+        });
         match opened {
             Err(failure) => pending.answer(Err(failure)),
             // An image that appears long after its client gave up would surprise somebody.
             Ok(_) if !pending.is_wanted() => {}
             Ok(image) => function.send(Request::Insert {
                 lun,
-                image: Box::new(image),
+                image,
                 reply: ReplyTo::new(move |result: Result<_, Refusal>| {
                     pending.answer(match result {
                         Ok(image) => Ok(Reply::Value(json!({"drive": drive, "image": image}))),
@@ -123,7 +147,7 @@ fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
 }
 
 /// What can be refused without opening is; the drive checks again, because it may change meanwhile.
-fn open(state: &DriveState, source: Source, kind: Option<Kind>, rw: Option<bool>) -> Result<Image, Failure> {
+fn check(state: &DriveState, kind: Option<Kind>, rw: Option<bool>) -> Result<Access, Failure> {
     if let Some(wanted) = kind
         && wanted != state.kind
     {
@@ -136,19 +160,56 @@ fn open(state: &DriveState, source: Source, kind: Option<Kind>, rw: Option<bool>
     if let Some(image) = &state.image {
         return Err(Failure::from(&Refusal::Occupied(image.name.clone())));
     }
-    let access = match state.kind {
-        Kind::Optical if rw == Some(true) => return Err(Failure::from(&Refusal::Optical)),
-        Kind::Disk if rw.unwrap_or(state.rw) => Access::ReadWrite,
-        Kind::Disk | Kind::Optical => Access::ReadOnly,
-    };
-    let block_size = state.block_size;
-    let opened = match source {
-        Source::Path(path) => Image::open(Path::new(&path), access, block_size),
-        Source::Descriptor { descriptor, name } => {
-            Image::from_fd(descriptor, name.into(), access, block_size)
-        }
-    };
-    opened.map_err(|error| Failure::from_message(ErrorKind::Image, &with_sources(&error)))
+    match state.kind {
+        Kind::Optical if rw == Some(true) => Err(Failure::from(&Refusal::Optical)),
+        Kind::Disk if rw.unwrap_or(state.rw) => Ok(Access::ReadWrite),
+        Kind::Disk | Kind::Optical => Ok(Access::ReadOnly),
+    }
+}
+
+fn boxed(opened: Result<Image, MediaError>) -> Result<Box<dyn Medium>, Failure> {
+    match opened {
+        Ok(image) => Ok(Box::new(image)),
+        Err(error) => Err(Failure::from_message(ErrorKind::Image, &with_sources(&error))),
+    }
+}
+
+/// An image behind a URL is read-only, also in a drive whose images are writable by default.
+fn open_url(
+    state: &DriveState,
+    source: UrlSource,
+    cache: &Arc<Cache>,
+    rw: Option<bool>,
+    pending: &Pending,
+) -> Result<Box<dyn Medium>, Failure> {
+    if rw == Some(true) {
+        let cause = "an image behind a URL cannot be written to";
+        return Err(Failure::new(
+            ErrorKind::Url,
+            cause,
+            "insert it read-only, or a file that may be written to",
+        ));
+    }
+    let UrlSource { url, checksum, keep, download, credentials } = source;
+    let name = shown(&url.0);
+    let options = UrlOptions { url, checksum, keep, download, credentials, block_size: state.block_size };
+    let (events, drive) = (pending.events(), state.drive);
+    let reporter = Reporter::new(move |report| events.publish(event(drive, name.clone(), report)));
+    match cache.insert(&options, &reporter, &|| pending.is_wanted()) {
+        Ok(image) => Ok(Box::new(image)),
+        Err(error) => Err(Failure::from_message(ErrorKind::Url, &with_sources(&error))),
+    }
+}
+
+fn event(drive: DriveIndex, image: String, report: Report) -> Event {
+    let source = |image, source, cause| Event::Source { drive, image, source, cause };
+    match report {
+        Report::Progress { here, total } => Event::Fetching { drive, image, here, total },
+        Report::Complete { checked, kept } => Event::Fetched { drive, image, checked, kept },
+        Report::Online => source(image, SourceHealth::Online, None),
+        Report::Offline { cause } => source(image, SourceHealth::Offline, Some(cause)),
+        Report::Failed { cause } => source(image, SourceHealth::Failed, Some(cause)),
+    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub mod protocol;
 mod server;
 mod service;
 mod socket;
+mod source;
 mod stats;
 
 pub use client::{Client, ClientError};

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 pub use super::failure::ErrorKind;
 use super::failure::Failure;
+pub(super) use super::source::{ImageSource, InsertParams};
 pub use super::stats::{DriveStats, Latencies, LatencyStats, OpcodeStats};
 use crate::bot::StallPolicy;
 use crate::drive::{DriveIndex, DriveState, Event};
@@ -22,9 +23,6 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 const ID_CHARS_MAX: usize = 128;
 const KEY_CHARS_MAX: usize = 64;
-const NAME_BYTES_MAX: usize = 255;
-/// PATH_MAX, without its NUL.
-const PATH_BYTES_MAX: usize = 4095;
 
 /// What a client may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,26 +125,6 @@ pub(super) enum DriveRef {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InsertParams {
-    pub(super) drive: DriveRef,
-    path: Option<String>,
-    #[serde(default)]
-    fd: bool,
-    name: Option<String>,
-    pub(super) kind: Option<Kind>,
-    pub(super) rw: Option<bool>,
-    pub(super) key: Option<String>,
-}
-
-/// Where an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ImageSource {
-    Path(String),
-    Descriptor { name: String },
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct EjectParams {
     pub(super) drive: DriveRef,
     #[serde(default)]
@@ -222,11 +200,14 @@ pub const fn event_name(event: &Event) -> &'static str {
         Event::SourceOnline { .. } => "source_online",
         Event::SourceChanged { .. } => "source_changed",
         Event::Failed { .. } => "failed",
+        Event::Fetching { .. } => "fetching",
+        Event::Fetched { .. } => "fetched",
+        Event::Source { .. } => "source",
     }
 }
 
 /// Every [`event_name`].
-pub const EVENTS: [&str; 13] = [
+pub const EVENTS: [&str; 16] = [
     "inserted",
     "ejected",
     "prevented",
@@ -240,6 +221,9 @@ pub const EVENTS: [&str; 13] = [
     "suspended",
     "resumed",
     "failed",
+    "fetching",
+    "fetched",
+    "source",
 ];
 
 /// A choice of events: bit n is `EVENTS[n]`.
@@ -295,38 +279,6 @@ impl fmt::Display for DriveRef {
         match self {
             Self::Index(index) => write!(f, "{index}"),
             Self::Name(name) => write!(f, "{name:?}"),
-        }
-    }
-}
-
-impl InsertParams {
-    pub(super) fn wants_descriptor(&self) -> bool {
-        self.fd
-    }
-
-    /// Exactly one source.
-    pub(super) fn source(&self) -> Result<ImageSource, Failure> {
-        match (&self.path, self.fd, &self.name) {
-            (Some(_), true, _) | (None, false, _) => {
-                Err(Failure::params("insert takes either `path` or `fd: true`"))
-            }
-            (Some(_), false, Some(_)) => {
-                Err(Failure::params("`name` goes with `fd: true`; a path is its own name"))
-            }
-            (Some(path), false, None)
-                if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX =>
-            {
-                Err(Failure::params(format!(
-                    "`path` is not an absolute path of at most {PATH_BYTES_MAX} bytes"
-                )))
-            }
-            (Some(path), false, None) => Ok(ImageSource::Path(path.clone())),
-            (None, true, Some(name)) if name.is_empty() || name.len() > NAME_BYTES_MAX => {
-                Err(Failure::params(format!("`name` is not of 1 to {NAME_BYTES_MAX} bytes")))
-            }
-            (None, true, name) => {
-                Ok(ImageSource::Descriptor { name: name.as_deref().unwrap_or("descriptor").to_owned() })
-            }
         }
     }
 }
@@ -488,8 +440,10 @@ mod tests {
             .into_iter()
             .chain(Method::ALL.map(Method::name))
             .collect();
-        let names =
-            ["drive", "path", "fd", "name", "kind", "rw", "key", "force", "stall", "events", "id", "other"];
+        let names = [
+            "drive", "path", "url", "fd", "name", "kind", "rw", "key", "force", "stall", "events", "id",
+            "other",
+        ];
         let leaf = prop_oneof![
             Just(Value::Null),
             any::<bool>().prop_map(Value::from),

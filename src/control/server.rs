@@ -26,6 +26,7 @@ use super::socket::{Listener, SocketError, find_group};
 use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX, stats};
 use crate::config;
 use crate::drive::Handle;
+use crate::media::url::Cache;
 
 /// Connections accepted before clients have their turn again.
 const ACCEPTS_PER_TURN: usize = 16;
@@ -42,6 +43,10 @@ pub trait Daemon: Send + Sync {
     /// Starts the end of the daemon. Called on the server's thread, after the client has its answer; must not block, and above
     /// all not wait for [`Running::stop`].
     fn shutdown(&self);
+    /// Where images behind URLs are fetched to; `None`: they are refused.
+    fn cache(&self) -> Option<&Arc<Cache>> {
+        None
+    }
 }
 
 /// A function that runs, for [`Server::start`].

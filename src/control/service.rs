@@ -178,7 +178,7 @@ impl Service {
     }
 
     fn insert(&self, params: InsertParams, descriptors: Vec<OwnedFd>) -> Result<(Insert, Permit), Failure> {
-        let source = Source::new(params.source()?, descriptors)?;
+        let source = Source::new(params.source()?, descriptors, self.daemon.cache())?;
         let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
         let InsertParams { kind, rw, .. } = params;
         let insert = Insert { function: place.function.clone(), drive, lun: place.lun, source, kind, rw };

@@ -9,7 +9,16 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
-use crate::{bot::StallPolicy, gadget::Speed, media::Medium, scsi::Kind, units::BlockSize};
+use crate::{
+    bot::StallPolicy,
+    gadget::Speed,
+    media::{
+        Medium,
+        url::{FetchState, SourceHealth},
+    },
+    scsi::Kind,
+    units::BlockSize,
+};
 
 use super::statistics::Statistics;
 
@@ -75,6 +84,9 @@ pub struct ImageState {
     pub first_read: bool,
     /// Whether its source answers.
     pub source: SourceState,
+    /// How the fetching goes, of an image behind a URL.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fetch: Option<FetchState>,
 }
 
 /// Whether the storage under an image can be used.
@@ -215,6 +227,39 @@ pub enum Event {
         sense: [u8; 3],
         /// Why, for a person.
         cause: String,
+    },
+    /// An image is being downloaded, and will then be inserted.
+    Fetching {
+        /// Where.
+        drive: DriveIndex,
+        /// What, as [`ImageState::name`].
+        image: String,
+        /// Bytes that are here.
+        here: u64,
+        /// Of so many, if the server says so.
+        total: Option<u64>,
+    },
+    /// All of an image behind a URL is here.
+    Fetched {
+        /// Where.
+        drive: DriveIndex,
+        /// What, as [`ImageState::name`].
+        image: String,
+        /// It has the checksum that it should.
+        checked: bool,
+        /// Where it is kept.
+        kept: Option<String>,
+    },
+    /// The server of an image does not answer, answers again, or will not do.
+    Source {
+        /// Where.
+        drive: DriveIndex,
+        /// What, as [`ImageState::name`].
+        image: String,
+        /// Its server.
+        source: SourceHealth,
+        /// Why, for a person, where it is not online.
+        cause: Option<String>,
     },
 }
 

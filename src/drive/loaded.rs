@@ -128,6 +128,7 @@ impl Loaded {
                 Health::Offline { .. } => SourceState::Offline,
                 Health::Changed => SourceState::Changed,
             },
+            fetch: self.image.fetch_state(),
         }
     }
 }

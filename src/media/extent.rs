@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, sync::Arc};
 
-use super::{FaultKind, Identity};
+use super::{FaultKind, Identity, url::FetchState};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
@@ -156,6 +156,11 @@ pub trait Medium: fmt::Debug + Send {
 
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.
     fn file_for_sync(&self) -> Option<&Arc<File>>;
+
+    /// How the fetching goes, of a medium whose bytes come from elsewhere.
+    fn fetch_state(&self) -> Option<FetchState> {
+        None
+    }
 }
 
 impl Extent {

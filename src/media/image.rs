@@ -343,7 +343,7 @@ fn inspect(file: &File, access: Access, block_size: BlockSize) -> Inspection<(Me
 }
 
 /// Where the file is, as far as its file system tells. Those that we do not know count as remote.
-fn residence(file: &File, metadata: &Metadata) -> Residence {
+pub(super) fn residence(file: &File, metadata: &Metadata) -> Residence {
     const EXFAT: FsType = FsType(0x2011_BAB0);
     const LOCAL: [FsType; 8] = [
         statfs::EXT4_SUPER_MAGIC,

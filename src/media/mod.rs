@@ -4,13 +4,14 @@
 //! loop calls [`Medium::map`] for each piece of a command and moves what it is told; sources and layers (overlay, fault
 //! injection) are then only different answers to `map`.
 //!
-//! [`Image`] is the source that every machine has: a regular file or a block device. This room knows nothing of SCSI: what
-//! cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
+//! [`Image`] is the source that every machine has: a regular file or a block device. [`url`] has those behind web servers. This
+//! room knows nothing of SCSI: what cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
 
 mod error;
 mod extent;
 mod fault;
 mod image;
+pub mod url;
 
 pub use self::{
     error::{MediaError, MediaErrorKind, MediaOp},

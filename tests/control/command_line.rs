@@ -130,8 +130,10 @@ fn wrong_usage_is_2_and_says_what_is_right() {
     fake.fails(&["isnert"], 2, "insert");
     fake.fails(&["set", "cd"], 2, "--stall");
     fake.fails(&["set", "cd", "--rw", "on", "--kind", "disk"], 2, "cannot be used with");
-    fake.fails(&["insert", "cd"], 2, "<FILE>");
+    fake.fails(&["insert", "cd"], 2, "<FILE|URL>");
     fake.fails(&["insert", "cd", "a", "--rw", "--ro"], 2, "cannot be used with");
+    fake.fails(&["insert", "cd", "a", "--keep"], 2, "--keep goes with a URL");
+    fake.fails(&["insert", "cd", "http://h/", "--sha256", "0", "--sha256sums"], 2, "cannot be used with");
     fake.fails(&["events", "lunch"], 2, "first_read");
     for timeout in ["0", "-1", "NaN", "inf", "1e99", "soon"] {
         fake.fails(&[&format!("--timeout={timeout}"), "state"], 2, "try 30");

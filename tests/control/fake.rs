@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use ringdrive::bot::StallPolicy;
-use ringdrive::config::Control;
+use ringdrive::config::{Config, Control};
 use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
 use ringdrive::drive::statistics::{End, Outcome, Transfer};
 use ringdrive::drive::{
@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, SourceState, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::Medium;
+use ringdrive::media::{Medium, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -61,6 +61,7 @@ struct Board {
     said: Sender<&'static str>,
     replug_fails: Arc<AtomicBool>,
     replug_gate: Arc<Mutex<()>>,
+    cache: Arc<Cache>,
 }
 
 impl Daemon for Board {
@@ -76,6 +77,10 @@ impl Daemon for Board {
 
     fn shutdown(&self) {
         self.said.send("shutdown").unwrap();
+    }
+
+    fn cache(&self) -> Option<&Arc<Cache>> {
+        Some(&self.cache)
     }
 }
 
@@ -95,8 +100,10 @@ impl Fake {
         let (said, daemon) = unbounded();
         let replug_fails = Arc::new(AtomicBool::new(false));
         let replug_gate = Arc::new(Mutex::new(()));
-        let board =
-            Board { said, replug_fails: Arc::clone(&replug_fails), replug_gate: Arc::clone(&replug_gate) };
+        let text = format!("[url]\ncache = '{}'\n", dir.path().join("cache").display());
+        let cache = Cache::new(Config::parse(&text, "test").unwrap().url);
+        let (fails, gate) = (Arc::clone(&replug_fails), Arc::clone(&replug_gate));
+        let board = Board { said, replug_fails: fails, replug_gate: gate, cache };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =
@@ -308,6 +315,7 @@ fn image_state(image: &dyn Medium) -> ImageState {
         rw: image.writable(),
         first_read: false,
         source: SourceState::Online,
+        fetch: image.fetch_state(),
     }
 }
 

@@ -9,3 +9,4 @@ mod document;
 mod fake;
 mod methods;
 mod stats;
+mod urls;

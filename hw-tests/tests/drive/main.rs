@@ -23,6 +23,7 @@ mod thirteen;
 mod tools;
 mod trim;
 mod unplug;
+mod urls;
 
 use std::process::ExitCode;
 
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         ("hang", hang::CASES),
         ("killed", killed::CASES),
         ("trim", trim::CASES),
+        ("urls", urls::CASES),
         ("conformance", conformance::CASES),
         ("tools", tools::CASES),
         ("opcodes", opcodes::CASES),

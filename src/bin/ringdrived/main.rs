@@ -20,6 +20,7 @@ use ringdrive::{
     config::Config,
     control::{self, Daemon, FunctionHandle, Server},
     gadget::Gadget,
+    media::url::Cache,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -64,7 +65,11 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let assembly = Assembly::new(&config, images, move |event| events.publish(event))?;
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
-    let whole = Whole { gadget: Arc::clone(&assembly.gadget), shutdown: Arc::clone(&shutdown) };
+    let whole = Whole {
+        gadget: Arc::clone(&assembly.gadget),
+        shutdown: Arc::clone(&shutdown),
+        cache: Cache::new(config.url.clone()),
+    };
     let functions = assembly
         .functions()
         .map(|(handle, drives)| FunctionHandle { handle: handle.clone(), drives: drives.to_vec() })
@@ -136,6 +141,7 @@ fn notify(state: sd_notify::NotifyState<'_>) {
 struct Whole {
     gadget: Arc<Gadget>,
     shutdown: Arc<EventFd>,
+    cache: Arc<Cache>,
 }
 
 impl Daemon for Whole {
@@ -146,5 +152,9 @@ impl Daemon for Whole {
     fn shutdown(&self) {
         // A full counter is a shutdown that is under way already.
         let _ = self.shutdown.write(1);
+    }
+
+    fn cache(&self) -> Option<&Arc<Cache>> {
+        Some(&self.cache)
     }
 }

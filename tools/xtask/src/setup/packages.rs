@@ -8,7 +8,7 @@ use super::apt::Apt;
 const QEMU: &str = "qemu-system-x86";
 
 /// Package, and what it is for.
-const PACKAGES: [(&str, &str); 18] = [
+const PACKAGES: [(&str, &str); 20] = [
     (QEMU, "the machine that the virtual board is"),
     ("busybox-static", "the virtual board's first process"),
     ("kmod", "kernel modules"),
@@ -21,6 +21,8 @@ const PACKAGES: [(&str, &str); 18] = [
     ("e2fsprogs", "mkfs.ext4, for measurements"),
     ("iproute2", "tc, which makes the network slow for measurements"),
     ("libiscsi-bin", "iscsi-test-cu, the SCSI conformance suite"),
+    ("nginx-light", "the web server that images come from; tests start their own, on the board"),
+    ("openssl", "certificates for it"),
     ("sg3-utils", "single SCSI commands from the host's side"),
     ("usbutils", "lsusb"),
     ("usbredirect", "a USB device of the virtual board in another machine, whose firmware boots from it"),

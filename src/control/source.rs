@@ -1,0 +1,131 @@
+//! The parameters of `insert`: which image, and what is to be done with it.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::failure::Failure;
+use super::protocol::DriveRef;
+use crate::media::url::{Checksum, Digest, Secret, URL_BYTES_MAX};
+use crate::scsi::Kind;
+
+const NAME_BYTES_MAX: usize = 255;
+/// PATH_MAX, without its NUL.
+const PATH_BYTES_MAX: usize = 4095;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InsertParams {
+    pub(super) drive: DriveRef,
+    path: Option<String>,
+    #[serde(default)]
+    fd: bool,
+    name: Option<String>,
+    url: Option<Secret>,
+    sha256: Option<String>,
+    #[serde(default)]
+    sha256sums: bool,
+    #[serde(default)]
+    keep: bool,
+    #[serde(default)]
+    download: bool,
+    credentials: Option<String>,
+    pub(super) kind: Option<Kind>,
+    pub(super) rw: Option<bool>,
+    pub(super) key: Option<String>,
+}
+
+/// Where an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ImageSource {
+    Path(String),
+    Descriptor { name: String },
+    Url(UrlSource),
+}
+
+/// An image behind a URL, and what is to be done with it: see [`UrlOptions`](crate::media::url::UrlOptions).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct UrlSource {
+    pub(super) url: Secret,
+    pub(super) checksum: Option<Checksum>,
+    pub(super) keep: bool,
+    pub(super) download: bool,
+    pub(super) credentials: Option<PathBuf>,
+}
+
+impl InsertParams {
+    pub(super) fn wants_descriptor(&self) -> bool {
+        self.fd
+    }
+
+    /// Exactly one source.
+    pub(super) fn source(&self) -> Result<ImageSource, Failure> {
+        if let Some(url) = &self.url {
+            return self.url_source(url).map(ImageSource::Url);
+        }
+        if self.sha256.is_some()
+            || self.sha256sums
+            || self.keep
+            || self.download
+            || self.credentials.is_some()
+        {
+            return Err(Failure::params(
+                "`sha256`, `sha256sums`, `keep`, `download` and `credentials` go with `url`",
+            ));
+        }
+        match (&self.path, self.fd, &self.name) {
+            (Some(_), true, _) | (None, false, _) => {
+                Err(Failure::params("insert takes one of `path`, `url` and `fd: true`"))
+            }
+            (Some(_), false, Some(_)) => {
+                Err(Failure::params("`name` goes with `fd: true`; a path is its own name"))
+            }
+            (Some(path), false, None) => Ok(ImageSource::Path(checked_path("path", path)?)),
+            (None, true, Some(name)) if name.is_empty() || name.len() > NAME_BYTES_MAX => {
+                Err(Failure::params(format!("`name` is not of 1 to {NAME_BYTES_MAX} bytes")))
+            }
+            (None, true, name) => {
+                Ok(ImageSource::Descriptor { name: name.as_deref().unwrap_or("descriptor").to_owned() })
+            }
+        }
+    }
+
+    fn url_source(&self, url: &Secret) -> Result<UrlSource, Failure> {
+        if self.path.is_some() || self.fd || self.name.is_some() {
+            return Err(Failure::params("insert takes one of `path`, `url` and `fd: true`"));
+        }
+        if url.0.len() > URL_BYTES_MAX {
+            return Err(Failure::params(format!("`url` is longer than {URL_BYTES_MAX} bytes")));
+        }
+        let checksum = match (&self.sha256, self.sha256sums) {
+            (None, false) => None,
+            (None, true) => Some(Checksum::Beside),
+            (Some(_), true) => return Err(Failure::params("`sha256` and `sha256sums` exclude each other")),
+            (Some(digits), false) => {
+                let digest = Digest::parse(digits);
+                let digest =
+                    digest.ok_or_else(|| Failure::params("`sha256` is not of 64 hexadecimal digits"))?;
+                Some(Checksum::Known(digest))
+            }
+        };
+        let credentials =
+            self.credentials.as_ref().map(|path| checked_path("credentials", path)).transpose()?;
+        let (keep, download) = (self.keep, self.download);
+        Ok(UrlSource {
+            url: url.clone(),
+            checksum,
+            keep,
+            download,
+            credentials: credentials.map(PathBuf::from),
+        })
+    }
+}
+
+fn checked_path(key: &str, path: &str) -> Result<String, Failure> {
+    if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX {
+        return Err(Failure::params(format!(
+            "`{key}` is not an absolute path of at most {PATH_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(path.to_owned())
+}
