@@ -228,7 +228,7 @@ pub const EVENTS: [&str; 16] = [
 
 /// A choice of events: bit n is `EVENTS[n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct EventSet(u16);
+pub(super) struct EventSet(u32);
 
 impl EventSet {
     const ALL: Self = Self((1 << EVENTS.len()) - 1);
