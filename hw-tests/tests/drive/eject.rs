@@ -33,7 +33,7 @@ fn refused(board: &Board, backend: Backend) -> Result<()> {
         must_refuse(&rig, backend).context("after sg_prevent")?;
         ensure!(scsi::test_unit_ready(&lun)?.good(), "a refused eject changed the drive");
         scsi::prevent(&lun, false)?;
-        rig.eject(0).context("after the host allowed removal")?;
+        rig.eject_when_closed(0).context("after the host allowed removal")?;
         rig.stop()?;
     }
     Ok(())
@@ -105,7 +105,7 @@ fn by_the_host(board: &Board, backend: Backend) -> Result<()> {
         ensure!(!refused.good(), "ejected, although the host itself prevents removal");
         ensure!(scsi::test_unit_ready(&lun)?.good(), "a refused eject changed the drive");
         scsi::prevent(&lun, false)?;
-        let eject = scsi::eject(&lun)?;
+        let eject = scsi::eject_when_closed(&lun)?;
         ensure!(eject.good(), "START STOP UNIT said: {}", eject.text);
         must_notice_removal(&lun)?;
         rig.insert(0, &path).context("inserting again")?;
