@@ -23,6 +23,9 @@ use ringdrive::{
 
 use crate::model::SECTOR;
 
+/// More than are ever under way, so that the heap is as it was after a million commands.
+const CAPACITY: usize = 64;
+
 /// How often the medium misbehaves, in 1/1000 of operations.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
@@ -196,8 +199,8 @@ impl Media {
             rng,
             rates,
             now: 0,
-            flights: Vec::new(),
-            spare: Vec::new(),
+            flights: Vec::with_capacity(CAPACITY),
+            spare: Vec::with_capacity(CAPACITY),
             logs: HashMap::new(),
             faults: 0,
         };
