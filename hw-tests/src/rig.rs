@@ -282,7 +282,9 @@ impl Rig {
     /// # Errors
     /// They never close it.
     pub fn eject_when_closed(&self, drive: usize) -> Result<()> {
-        wait_for(ENUMERATION, "the host allows removal", || self.eject(drive).ok())
+        let allowed = wait_for(ENUMERATION, "the host allows removal", || self.eject(drive).ok());
+        // The last refusal tells more.
+        allowed.or_else(|_| self.eject(drive))
     }
 
     /// Ejects whatever the host says.
