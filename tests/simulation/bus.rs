@@ -34,7 +34,7 @@ impl Quirks {
 }
 
 /// More than are ever under way, so that the heap is as it was after a million commands.
-const CAPACITY: usize = 64;
+pub const CAPACITY: usize = 64;
 
 struct Request {
     buf: Buf,

@@ -21,10 +21,7 @@ use ringdrive::{
     units::{ByteLen, ByteOffset},
 };
 
-use crate::model::SECTOR;
-
-/// More than are ever under way, so that the heap is as it was after a million commands.
-const CAPACITY: usize = 64;
+use crate::{bus::CAPACITY, model::SECTOR};
 
 /// How often the medium misbehaves, in 1/1000 of operations.
 #[derive(Clone, Copy, Debug)]
