@@ -234,6 +234,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return reply.send(Err(Refusal::Empty));
         };
         if !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented) {
+            if let Some(unit) = self.target.unit_mut(lun) {
+                unit.request_eject();
+            }
             return reply.send(Err(Refusal::Prevented));
         }
         if loaded.lost && !force {

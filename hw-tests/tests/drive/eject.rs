@@ -31,6 +31,11 @@ fn refused(board: &Board, backend: Backend) -> Result<()> {
         lun.settle()?;
         scsi::prevent(&lun, true)?;
         must_refuse(&rig, backend).context("after sg_prevent")?;
+        if lun.name().starts_with("sr") && backend != Backend::Kernel {
+            // MMC-6, the media class: the button of a locked drive was pressed.
+            let event = scsi::data_in(&lun, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8, 0], 8)?;
+            ensure!(event[2] == 4 && event[4] == 1, "the host is not asked to eject: {event:02x?}");
+        }
         ensure!(scsi::test_unit_ready(&lun)?.good(), "a refused eject changed the drive");
         scsi::prevent(&lun, false)?;
         rig.eject_when_closed(0).context("after the host allowed removal")?;
