@@ -11,6 +11,7 @@ use crate::daemon::{self, Daemon, Mode};
 use crate::host::{Lun, UsbDevice};
 use crate::kernel::Kernel;
 use crate::keyboard;
+use crate::wait::{ENUMERATION, wait_for};
 
 /// Who serves the drives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -299,6 +300,16 @@ impl Rig {
             Server::Kernel(kernel) => kernel.eject(drive),
             Server::Daemon(daemon) => daemon.eject(drive),
         }
+    }
+
+    /// Ejects politely, once the host's own programs have closed the drive.
+    ///
+    /// # Errors
+    /// They never close it.
+    pub fn eject_when_closed(&self, drive: usize) -> Result<()> {
+        let allowed = wait_for(ENUMERATION, "the host allows removal", || self.eject(drive).ok());
+        // The last refusal tells more.
+        allowed.or_else(|_| self.eject(drive))
     }
 
     /// Ejects whatever the host says.

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::host::Lun;
 use crate::tool::{self, Said};
+use crate::wait::{ENUMERATION, wait_for};
 
 /// The outcome of a command as `sg_raw` tells it.
 #[derive(Clone, Debug)]
@@ -104,6 +105,18 @@ pub fn prevent(lun: &Lun, prevent: bool) -> Result<()> {
 /// `sg_raw` could not be started.
 pub fn eject(lun: &Lun) -> Result<Outcome> {
     command(lun, &[0x1b, 0, 0, 0, 2, 0], Data::None)
+}
+
+/// As [`eject`], once the host's own programs have closed the drive: as long as one of them looks at it, Linux prevents removal.
+///
+/// # Errors
+/// As [`eject`], or they never close it.
+pub fn eject_when_closed(lun: &Lun) -> Result<Outcome> {
+    wait_for(ENUMERATION, "the host allows removal", || {
+        let outcome = eject(lun);
+        let is_open = |outcome: &Outcome| outcome.has_sense("Illegal Request", "Medium removal prevented");
+        Some(outcome).filter(|outcome| !outcome.as_ref().is_ok_and(is_open))
+    })?
 }
 
 /// Sends TEST UNIT READY until the unit attentions are used up; gives all outcomes, the last not a unit attention.

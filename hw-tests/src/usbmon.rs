@@ -3,6 +3,7 @@
 //! The kernel keeps the newest events in a ring of 300 KiB until they are read, which an enumeration does not fill.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -44,6 +45,15 @@ pub struct Traffic {
     pub cleared: u32,
     /// The longest that one bulk transfer took.
     pub longest: Duration,
+}
+
+/// The opcodes in hexadecimal, as people know them.
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { commands, control, bulk, stalls, cleared, longest } = self;
+        write!(f, "{control} control and {bulk} bulk transfers, {stalls} stalls, {cleared} halts cleared, ")?;
+        write!(f, "longest {longest:?}, commands {commands:02x?}")
+    }
 }
 
 impl Usbmon {

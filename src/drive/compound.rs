@@ -205,12 +205,12 @@ impl Compound {
         Some(())
     }
 
-    /// Fills the buffer with the one block that came, or with zeroes if none did; whether it is zeroes.
+    /// Repeats the one block that came, or zeroes if none did, as far as the buffer and the command go; whether it is zeroes.
     fn spread(&mut self, host: &mut Buf) -> bool {
-        let (have, len) = (self.have, host.len());
+        let (have, len) = (self.have, host.len().min(self.whole.len().to_usize()));
         let zeroes = host.iter().take(have).all(|byte| *byte == 0);
         if zeroes {
-            host.fill(0);
+            host.get_mut(..len).unwrap_or_default().fill(0);
         } else {
             (have..len).step_by(have.max(1)).for_each(|at| host.copy_within(..have.min(len - at), at));
         }
@@ -225,9 +225,8 @@ impl Compound {
     /// How much of what is ahead the host's bytes at work are for.
     fn share(&self) -> ByteLen {
         match self.op {
-            Op::CompareEach(_) => self.ahead.len(),
-            // The first half; `ahead` shrinks with it.
-            Op::CompareAndWrite { .. } => self.ahead.len(),
+            // Of COMPARE AND WRITE the first half; `ahead` shrinks with it.
+            Op::CompareEach(_) | Op::CompareAndWrite { .. } => self.ahead.len(),
             _ => ByteLen::from(self.have - self.compared.min(self.have)).min(self.ahead.len()),
         }
     }

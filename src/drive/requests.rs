@@ -138,14 +138,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// An eject; the command that has waited for long for the image, if there is one, goes without.
     fn eject_from(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
-        if self.open.lun == lun && self.uses_image() {
-            let prevented = self.target.unit(lun).is_some_and(scsi::Unit::prevented);
-            match self.loaded(lun) {
-                Some(loaded) if !force && loaded.is_dirty() => {
-                    return reply.send(Err(Refusal::NotStored(loaded.image.name())));
-                }
-                _ if !force && prevented => return reply.send(Err(Refusal::Prevented)),
-                _ => {}
+        let refused = !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented);
+        if self.open.lun == lun && self.uses_image() && !refused {
+            if let Some(loaded) = self.loaded(lun).filter(|loaded| !force && loaded.is_dirty()) {
+                return reply.send(Err(Refusal::NotStored(loaded.image.name())));
             }
             let went = self.time_out(FaultKind::Ejected);
             self.settle_pipes(went);

@@ -50,8 +50,11 @@ pub(super) struct Stopping {
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn eject(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
-        let Some(loaded) = self.loaded(lun) else { return reply.send(Err(Refusal::Empty)) };
-        if !force && self.target.unit(lun).is_some_and(crate::scsi::Unit::prevented) {
+        let Some(loaded) = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref()) else {
+            return reply.send(Err(Refusal::Empty));
+        };
+        if !force && let Some(unit) = self.target.unit_mut(lun).filter(|unit| unit.prevented()) {
+            unit.request_eject();
             return reply.send(Err(Refusal::Prevented));
         }
         if loaded.lost && !force {

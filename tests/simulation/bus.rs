@@ -33,6 +33,9 @@ impl Quirks {
     }
 }
 
+/// More than are ever under way, so that the heap is as it was after a million commands.
+pub const CAPACITY: usize = 64;
+
 struct Request {
     buf: Buf,
     wake: Wake,
@@ -148,7 +151,7 @@ impl Bus {
         let state = State {
             r#in: PipeState::default(),
             out: PipeState::default(),
-            done: VecDeque::new(),
+            done: VecDeque::with_capacity(CAPACITY),
             woken: false,
             max_packet: None,
             quirks,

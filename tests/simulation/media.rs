@@ -21,7 +21,7 @@ use ringdrive::{
     units::{ByteLen, ByteOffset},
 };
 
-use crate::model::SECTOR;
+use crate::{bus::CAPACITY, model::SECTOR};
 
 /// A second, in virtual nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
@@ -244,8 +244,8 @@ impl Media {
             rng,
             rates,
             now: 0,
-            flights: Vec::new(),
-            spare: Vec::new(),
+            flights: Vec::with_capacity(CAPACITY),
+            spare: Vec::with_capacity(CAPACITY),
             logs: HashMap::new(),
             faults: 0,
             down: HashMap::new(),

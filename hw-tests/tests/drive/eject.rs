@@ -31,9 +31,14 @@ fn refused(board: &Board, backend: Backend) -> Result<()> {
         lun.settle()?;
         scsi::prevent(&lun, true)?;
         must_refuse(&rig, backend).context("after sg_prevent")?;
+        if lun.name().starts_with("sr") && backend != Backend::Kernel {
+            // MMC-6, the media class: the button of a locked drive was pressed.
+            let event = scsi::data_in(&lun, &[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8, 0], 8)?;
+            ensure!(event[2] == 4 && event[4] == 1, "the host is not asked to eject: {event:02x?}");
+        }
         ensure!(scsi::test_unit_ready(&lun)?.good(), "a refused eject changed the drive");
         scsi::prevent(&lun, false)?;
-        rig.eject(0).context("after the host allowed removal")?;
+        rig.eject_when_closed(0).context("after the host allowed removal")?;
         rig.stop()?;
     }
     Ok(())
@@ -105,7 +110,7 @@ fn by_the_host(board: &Board, backend: Backend) -> Result<()> {
         ensure!(!refused.good(), "ejected, although the host itself prevents removal");
         ensure!(scsi::test_unit_ready(&lun)?.good(), "a refused eject changed the drive");
         scsi::prevent(&lun, false)?;
-        let eject = scsi::eject(&lun)?;
+        let eject = scsi::eject_when_closed(&lun)?;
         ensure!(eject.good(), "START STOP UNIT said: {}", eject.text);
         must_notice_removal(&lun)?;
         rig.insert(0, &path).context("inserting again")?;

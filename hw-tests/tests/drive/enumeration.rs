@@ -53,10 +53,10 @@ fn without_waiting(board: &Board, backend: Backend) -> Result<()> {
             let setup = Setup::of([drive.clone().with(&path)]).stalling(stall);
             let kernel = quietest(board, Backend::Kernel, &setup)?;
             let ours = quietest(board, backend, &setup)?;
-            println!("{name}, stall {stall:?}:\n  kernel {kernel:02x?}\n  ours   {ours:02x?}");
-            ensure!(ours.bulk > 10, "{name}: the tap saw only {ours:02x?}");
-            ensure!(ours.longest < STALL_WAIT, "{name}, stall {stall:?}: somebody waits: {ours:02x?}");
-            ensure!(stall == Stall::Auto || ours.cleared == 0, "{name}: halted, and must never: {ours:02x?}");
+            println!("{name}, stall {stall:?}:\n  kernel {kernel}\n  ours   {ours}");
+            ensure!(ours.bulk > 10, "{name}: the tap saw only {ours}");
+            ensure!(ours.longest < STALL_WAIT, "{name}, stall {stall:?}: somebody waits: {ours}");
+            ensure!(stall == Stall::Auto || ours.cleared == 0, "{name}: halted, and must never: {ours}");
         }
     }
     Ok(())

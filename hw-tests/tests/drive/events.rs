@@ -47,11 +47,11 @@ fn session(board: &Board, backend: Backend) -> Result<()> {
     lun.settle()?;
     scsi::prevent(&lun, true)?;
     scsi::prevent(&lun, false)?;
-    rig.eject(0)?;
+    rig.eject_when_closed(0)?;
     events.await_event("ejected", |event| event["by"] == "client")?;
     rig.insert(0, &path)?;
     scsi::drain_attentions(&lun)?;
-    ensure!(scsi::eject(&lun)?.good(), "the host could not eject");
+    ensure!(scsi::eject_when_closed(&lun)?.good(), "the host could not eject");
     events.await_event("ejected", |event| event["by"] == "host")?;
     let order: Vec<Value> = events.seen().iter().skip(told).map(|event| event["event"].clone()).collect();
     let place = |name: &str| order.iter().position(|event| event == name).context(name.to_owned());

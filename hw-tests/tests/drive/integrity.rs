@@ -64,7 +64,7 @@ fn fio_verifies(board: &Board, backend: Backend) -> Result<()> {
     )?;
     ensure!(said.contains("err= 0"), "fio said:\n{said}");
     let theirs = lun.sha(Caching::Direct)?;
-    rig.eject(0)?;
+    rig.eject_when_closed(0)?;
     let ours = image::sha_of_file(&path)?;
     ensure!(theirs == ours, "the host's disk is {theirs:?}, the image {ours:?}");
     rig.stop()

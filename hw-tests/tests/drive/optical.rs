@@ -204,7 +204,7 @@ fn a_full_bd(board: &Board, backend: Backend) -> Result<()> {
     let listed = fs::read_dir(&point).map(Iterator::count);
     tool::run("umount", [&point])?;
     ensure!(listed.is_ok(), "the mounted volume cannot be read: {listed:?}");
-    rig.eject(0)?;
+    rig.eject_when_closed(0)?;
     // Blocks of the data alone: the volume is of no use after this.
     let known = mark(&path, 0, blocks)?;
     rig.insert(0, &path)?;
@@ -220,7 +220,7 @@ fn tray(board: &Board, backend: Backend) -> Result<()> {
     let rig = Rig::start(board, backend, &Setup::of([Drive::optical().with(&path)]))?;
     let lun = rig.lun(0)?;
     scsi::drain_attentions(&lun)?;
-    ensure!(scsi::eject(&lun)?.good(), "the host could not eject");
+    ensure!(scsi::eject_when_closed(&lun)?.good(), "the host could not eject");
     let open = scsi::test_unit_ready(&lun)?;
     ensure!(open.has_sense("Not Ready", "Medium not present - tray open"), "ejected: {}", open.text);
     // Nothing is in it, so loading ends in NOT READY.

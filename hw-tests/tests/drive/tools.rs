@@ -71,7 +71,7 @@ const DISK: &[Expected<'_>] = &[
              USB Mass Storage Class Bulk-Only Transport, Revision 1.0",
         ],
     ),
-    ("sg_inq", &["--page=sn"], &["Unit serial number: RINGTEST000001-0"]),
+    ("sg_inq", &["--page=sn"], &["Unit serial number: RINGTEST"]),
     ("sg_vpd", &[], &["[sv]", "[sn]", "[di]", "[bl]", "[bdc]", "[lbpv]"]),
     (
         "sg_inq",
@@ -81,7 +81,7 @@ const DISK: &[Expected<'_>] = &[
              NAA 3, Locally assigned:\n[0x3",
             "designator_type: T10 vendor identification, code_set: ASCII\n\
              associated with the Addressed logical unit\nvendor id: RINGTEST\n\
-             vendor specific: Test disk RINGTEST000001-0",
+             vendor specific: Test disk RINGTEST",
             "designator_type: SCSI name string, code_set: UTF-8\n\
              associated with the Addressed logical unit\nSCSI name string:\nnaa.3",
         ],

@@ -15,6 +15,7 @@ mod quote;
 mod report;
 mod setup;
 mod source;
+mod sysfs;
 mod test;
 mod tidy;
 mod vm;

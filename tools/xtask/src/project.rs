@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
 
 /// The root of the source tree.
 pub(crate) fn root() -> PathBuf {
@@ -26,6 +27,13 @@ pub(crate) fn board_dir() -> Result<PathBuf> {
 /// The release binaries, which come first on the board's `PATH`.
 pub(crate) fn release_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("release"))
+}
+
+/// Builds them.
+pub(crate) fn build_release(shell: &Shell) -> Result<()> {
+    let _root = shell.push_dir(root());
+    cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
+    Ok(())
 }
 
 /// `first`, then the directories of system tools, then this process's own `PATH`.

@@ -38,7 +38,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         report.step("instructions", || instructions::run(instructions::Args::default()));
         let mut executables = Vec::new();
         report.step("build for the board", || {
-            cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
+            project::build_release(&shell)?;
             executables = board_tests(&shell)?;
             Ok(())
         });

@@ -193,7 +193,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     eprintln!("building the release binaries");
     let shell = Shell::new()?;
     shell.change_dir(project::root());
-    cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
+    project::build_release(&shell)?;
     let commit = cmd!(shell, "git describe --always --dirty --abbrev=12").quiet().ignore_stderr().read();
     let (mut rows, mut lines, mut enumerations) = (Vec::new(), Vec::new(), Vec::new());
     for speed in args.speed.all() {

@@ -12,6 +12,7 @@ use xshell::Shell;
 use super::Engine;
 use super::meter::{self, Server};
 use crate::daemon::Daemon;
+use crate::sysfs::attribute;
 use crate::vm::Speed;
 use crate::wait::wait_for;
 
@@ -142,10 +143,6 @@ fn configuration(dir: &Path, functions: &[&[Medium<'_>]], speed: Speed, engine: 
 
 fn block(disk: &Path) -> PathBuf {
     Path::new("/sys/block").join(disk.file_name().unwrap_or_default())
-}
-
-fn attribute(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned()
 }
 
 /// The disks whose USB device has our serial number, and whose size the host knows.

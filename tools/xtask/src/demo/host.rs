@@ -11,6 +11,7 @@ use xshell::{Shell, cmd};
 
 use super::device::GADGET;
 use super::files::{FILES, sha256};
+use crate::sysfs::attribute;
 use crate::wait::wait_for;
 
 const APPEAR: Duration = Duration::from_secs(60);
@@ -65,10 +66,6 @@ fn usb_ids(device: &Path) -> [String; 3] {
 fn usb_ancestor(block: &Path) -> Option<PathBuf> {
     let device = fs::canonicalize(block.join("device")).ok()?;
     device.ancestors().find(|dir| dir.join("idVendor").exists()).map(Path::to_owned)
-}
-
-fn attribute(dir: &Path, name: &str) -> String {
-    fs::read_to_string(dir.join(name)).unwrap_or_default().trim().to_owned()
 }
 
 /// Bytes that the host believes a block device has.

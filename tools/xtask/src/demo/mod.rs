@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 use crate::vm::{self, Speed};
 use crate::{project, setup};
@@ -53,7 +53,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     eprintln!("building the release binaries");
     let shell = Shell::new()?;
     shell.change_dir(project::root());
-    cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
+    project::build_release(&shell)?;
     let built = Instant::now();
     let itself = env::current_exe().context("cannot tell where this program is")?;
     let speed = OsString::from(args.speed.name());

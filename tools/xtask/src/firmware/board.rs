@@ -15,6 +15,7 @@ use xshell::{Shell, cmd};
 use super::plan::{Combination, Drives, Medium};
 use super::{OnBoardArgs, PORT, READY, image};
 use crate::daemon::Daemon;
+use crate::sysfs::attribute;
 use crate::vm::Speed;
 use crate::wait::wait_for;
 
@@ -107,20 +108,15 @@ impl Drop for Redirect {
 
 /// The drives' bus and device numbers, as usbredirect takes them.
 fn find_device() -> Option<String> {
-    let attribute =
-        |dir: &Path, name: &str| fs::read_to_string(dir.join(name)).ok().map(|text| text.trim().to_owned());
     let entries = fs::read_dir("/sys/bus/usb/devices").ok()?.flatten();
-    let device = entries
-        .map(|entry| entry.path())
-        .find(|dir| attribute(dir, "serial").is_some_and(|it| it == SERIAL))?;
-    Some(format!("{}-{}", attribute(&device, "busnum")?, attribute(&device, "devnum")?))
+    let device = entries.map(|entry| entry.path()).find(|dir| attribute(dir, "serial") == SERIAL)?;
+    Some(format!("{}-{}", attribute(&device, "busnum"), attribute(&device, "devnum")))
 }
 
 /// The node of a virtio-serial port.
 fn find_port(name: &str) -> Option<PathBuf> {
     let entries = fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
-    let named = |dir: &PathBuf| fs::read_to_string(dir.join("name")).is_ok_and(|text| text.trim() == name);
-    let port = entries.map(|entry| entry.path()).find(named)?;
+    let port = entries.map(|entry| entry.path()).find(|dir| attribute(dir, "name") == name)?;
     Some(Path::new("/dev").join(port.file_name()?))
 }
 

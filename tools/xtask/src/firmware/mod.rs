@@ -109,10 +109,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let iso = setup::memtest_iso()?;
     let shell = Shell::new()?;
     eprintln!("building the release binaries");
-    {
-        let _root = shell.push_dir(project::root());
-        cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;
-    }
+    project::build_release(&shell)?;
     let dir = tempfile::Builder::new().prefix("firmware-").tempdir_in(project::target_dir()?)?;
     let images = Images::make(&shell, dir.path(), &iso)?;
     let mut rows: Vec<Row> = Vec::new();
