@@ -134,6 +134,12 @@ impl Server {
         self.inner.seen.lock().clone()
     }
 
+    /// Bytes of all ranges that were asked for. Clients need not have waited for all of them.
+    pub(super) fn asked(&self) -> u64 {
+        let seen = self.inner.seen.lock();
+        seen.iter().filter_map(|seen| seen.range).map(|(first, last)| last + 1 - first).sum()
+    }
+
     pub(super) fn sent(&self) -> u64 {
         self.inner.sent.load(Ordering::SeqCst)
     }
