@@ -4,13 +4,14 @@
 //! lengths fit the INQUIRY fields, no key is unknown. Whether an image or a UDC exists is for the room that opens it.
 //! `docs/configuration.md` lists every key; a test keeps it, the example beside it and this file the same.
 
+mod drive;
 mod source;
 mod url;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::num::NonZeroU16;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use source::Source;
 use toml::Spanned;
 
 pub use self::url::CACHE_DEFAULT;
-use self::url::RawUrl;
+use self::{drive::RawDrive, url::RawUrl};
 
 use crate::{
     bot::StallPolicy,
@@ -38,11 +39,6 @@ pub const DRIVES_PER_FUNCTION_MAX: usize = 16;
 pub const SOCKET_DEFAULT: &str = "/run/ringdrive/control.sock";
 /// Where `ringdrived` looks for its file unless told otherwise.
 pub const CONFIG_DEFAULT: &str = "/etc/ringdrive/ringdrived.toml";
-
-/// How long an operation on an image may take, unless the file says otherwise.
-const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
-/// Hosts give a command up after 30 s, and most storage is never slower than a second.
-const DEADLINE_MS: RangeInclusive<u64> = 1_000..=25_000;
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 const SERIAL_LEN_MAX: usize = 64;
@@ -234,35 +230,16 @@ pub fn machine_serial() -> String {
 }
 
 fn default_function(serial: &str) -> Function {
-    let drive = |name: &str, kind, index| Drive {
-        name: name.to_owned(),
-        kind,
-        image: None,
-        rw: false,
-        block_size: BlockSize::B512,
-        deadline: DEADLINE_DEFAULT,
-        vendor: VENDOR_DEFAULT.to_owned(),
-        product: default_product(kind).to_owned(),
-        revision: REVISION_DEFAULT.to_owned(),
-        serial: default_drive_serial(serial, index),
-    };
     Function {
         name: "usb0".to_owned(),
         engine: EngineKind::default(),
         stall: StallPolicy::default(),
         mount: None,
         schedule: Schedule::default(),
-        drives: vec![drive("cd", Kind::Optical, 0), drive("flash", Kind::Disk, 1)],
-    }
-}
-
-const VENDOR_DEFAULT: &str = "RINGDRIV";
-const REVISION_DEFAULT: &str = "0100";
-
-fn default_product(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Optical => "Optical Drive",
-        Kind::Disk => "Flash Drive",
+        drives: vec![
+            Drive::usual("cd", Kind::Optical, serial, 0),
+            Drive::usual("flash", Kind::Disk, serial, 1),
+        ],
     }
 }
 
@@ -325,21 +302,6 @@ struct RawFunction {
     cpus: Option<Spanned<Vec<usize>>>,
     #[serde(default)]
     drive: Vec<Spanned<RawDrive>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawDrive {
-    name: Spanned<String>,
-    kind: Kind,
-    image: Option<Spanned<String>>,
-    rw: Option<Spanned<bool>>,
-    block_size: Option<Spanned<u32>>,
-    deadline_ms: Option<Spanned<u64>>,
-    vendor: Option<Spanned<String>>,
-    product: Option<Spanned<String>>,
-    revision: Option<Spanned<String>>,
-    serial: Option<Spanned<String>>,
 }
 
 impl RawControl {
@@ -504,96 +466,6 @@ fn check_functions(
         ));
     }
     Ok(functions)
-}
-
-impl RawDrive {
-    /// The drive, and where its name stands.
-    fn check(
-        self,
-        source: &Source<'_>,
-        serial: &str,
-        index: usize,
-    ) -> Result<(Range<usize>, Drive), ConfigError> {
-        let name_span = self.name.span();
-        let name = source.name(self.name, "drive's name")?;
-        if name.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(source.invalid(
-                name_span,
-                format!("the drive's name {name:?} is a number, and numbers are drive indexes"),
-                "add a letter",
-            ));
-        }
-        let kind = self.kind;
-        if let Some(rw) = &self.rw
-            && *rw.get_ref()
-            && kind == Kind::Optical
-        {
-            return Err(source.invalid(
-                rw.span(),
-                "an optical drive cannot be writable",
-                "remove rw, or set kind = \"disk\"",
-            ));
-        }
-        let block_size = disk_block_size(self.block_size, kind, source)?;
-        let deadline = deadline(self.deadline_ms, source)?;
-        let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
-            value.map_or_else(|| Ok(default.to_owned()), |value| source.inquiry(value, key, len))
-        };
-        let drive = Drive {
-            name,
-            kind,
-            image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
-            rw: self.rw.is_some_and(Spanned::into_inner),
-            block_size,
-            deadline,
-            vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
-            product: inquiry(self.product, "product", 16, default_product(kind))?,
-            revision: inquiry(self.revision, "revision", 4, REVISION_DEFAULT)?,
-            serial: inquiry(self.serial, "serial", SERIAL_LEN_MAX, &default_drive_serial(serial, index))?,
-        };
-        Ok((name_span, drive))
-    }
-}
-
-fn deadline(value: Option<Spanned<u64>>, source: &Source<'_>) -> Result<Duration, ConfigError> {
-    let Some(value) = value else { return Ok(DEADLINE_DEFAULT) };
-    if DEADLINE_MS.contains(value.get_ref()) {
-        return Ok(Duration::from_millis(value.into_inner()));
-    }
-    Err(source.invalid(
-        value.span(),
-        format!("a deadline of {} ms is of no use", value.get_ref()),
-        "use 1000 to 25000, because hosts give a command up after 30 seconds",
-    ))
-}
-
-fn disk_block_size(
-    value: Option<Spanned<u32>>,
-    kind: Kind,
-    source: &Source<'_>,
-) -> Result<BlockSize, ConfigError> {
-    let Some(value) = value else { return Ok(BlockSize::B512) };
-    match (kind, *value.get_ref()) {
-        (Kind::Disk, 512) => Ok(BlockSize::B512),
-        (Kind::Disk, 4096) => Ok(BlockSize::B4096),
-        (Kind::Disk, other) => Err(source.invalid(
-            value.span(),
-            format!("a disk has no blocks of {other} bytes"),
-            "use 512 or 4096",
-        )),
-        (Kind::Optical, _) => Err(source.invalid(
-            value.span(),
-            "the blocks of an optical drive are always 2048 bytes",
-            "remove block_size, or set kind = \"disk\"",
-        )),
-    }
-}
-
-/// The gadget's serial number may hold any character; a unit's may not.
-fn default_drive_serial(gadget: &str, index: usize) -> String {
-    let mut serial: String = gadget.chars().filter(char::is_ascii_graphic).take(SERIAL_LEN_MAX - 4).collect();
-    serial.push_str(&format!("-{index}"));
-    serial
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::control::ClientError;
 use crate::control::protocol::DriveReport;
-use crate::drive::{EjectedBy, Event, HostState, ImageState, SourceState};
+use crate::drive::{EjectedBy, Event, HostState, ImageState};
 use crate::gadget::Speed;
-use crate::media::url::SourceHealth;
+use crate::media::SourceState;
 use crate::scsi::Kind;
 use crate::units::ByteLen;
 
@@ -45,16 +45,13 @@ fn row(report: &DriveReport) -> [String; 8] {
         (report.locked, "locked"),
         (source == Some(SourceState::Offline), "offline"),
         (source == Some(SourceState::Changed), "changed"),
+        (source == Some(SourceState::Failed), "failed"),
     ];
     let mut flags: Vec<_> = flags.iter().filter(|(on, _)| *on).map(|(_, name)| (*name).to_owned()).collect();
-    if let Some((image, fetch)) = drive.image.as_ref().and_then(|image| Some((image, image.fetch.as_ref()?)))
+    if let Some(image) = &drive.image
+        && let Some(fetch) = image.fetch.as_ref().filter(|fetch| !fetch.complete)
     {
-        flags.extend(Some(format!("{}% here", percent(fetch.here, image.bytes))).filter(|_| !fetch.complete));
-        flags.extend(match fetch.source {
-            SourceHealth::Online => None,
-            SourceHealth::Offline => Some("offline".to_owned()),
-            SourceHealth::Failed => Some("failed".to_owned()),
-        });
+        flags.push(format!("{}% here", percent(fetch.here, image.bytes)));
     }
     let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
     let dash = || "-".to_owned();
@@ -168,6 +165,9 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         Event::SourceChanged { drive, image, cause } => {
             format!("drive {}: {} has changed: {}\n", drive.0, printable(&image), printable(&cause))
         }
+        Event::SourceFailed { drive, image, cause } => {
+            format!("drive {}: {} has failed for good: {}\n", drive.0, printable(&image), printable(&cause))
+        }
         Event::Fetching { drive, image, here, total } => {
             let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();
             format!("drive {}: {}{of} of {} are here\n", drive.0, ByteLen(here), printable(&image))
@@ -176,15 +176,6 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
             let checked = if checked { ", with the right checksum" } else { "" };
             let kept = kept.map(|path| format!(", kept as {}", printable(&path))).unwrap_or_default();
             format!("drive {}: all of {} is here{checked}{kept}\n", drive.0, printable(&image))
-        }
-        Event::Source { drive, image, source, cause } => {
-            let state = match source {
-                SourceHealth::Online => "answers again",
-                SourceHealth::Offline => "does not answer",
-                SourceHealth::Failed => "has failed for good",
-            };
-            let cause = cause.map(|cause| format!(": {}", printable(&cause))).unwrap_or_default();
-            format!("drive {}: the server of {} {state}{cause}\n", drive.0, printable(&image))
         }
         Event::Failed { drive, opcode, sense: [key, asc, ascq], cause } => format!(
             "drive {}: command {opcode:02x}h failed with sense {key:x}/{asc:02x}/{ascq:02x}: {}\n",

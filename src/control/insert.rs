@@ -15,7 +15,7 @@ use super::inbox::{Pending, Reply};
 use super::protocol::ImageSource;
 use super::source::UrlSource;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
-use crate::media::url::{Cache, Report, Reporter, SourceHealth, UrlOptions, shown};
+use crate::media::url::{Cache, Report, Reporter, UrlOptions, shown};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::scsi::Kind;
 
@@ -202,13 +202,13 @@ fn open_url(
 }
 
 fn event(drive: DriveIndex, image: String, report: Report) -> Event {
-    let source = |image, source, cause| Event::Source { drive, image, source, cause };
     match report {
         Report::Progress { here, total } => Event::Fetching { drive, image, here, total },
         Report::Complete { checked, kept } => Event::Fetched { drive, image, checked, kept },
-        Report::Online => source(image, SourceHealth::Online, None),
-        Report::Offline { cause } => source(image, SourceHealth::Offline, Some(cause)),
-        Report::Failed { cause } => source(image, SourceHealth::Failed, Some(cause)),
+        Report::Online => Event::SourceOnline { drive, image },
+        Report::Offline { cause } => Event::SourceOffline { drive, image, cause },
+        Report::Changed { cause } => Event::SourceChanged { drive, image, cause },
+        Report::Failed { cause } => Event::SourceFailed { drive, image, cause },
     }
 }
 

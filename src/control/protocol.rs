@@ -199,10 +199,10 @@ pub const fn event_name(event: &Event) -> &'static str {
         Event::SourceOffline { .. } => "source_offline",
         Event::SourceOnline { .. } => "source_online",
         Event::SourceChanged { .. } => "source_changed",
+        Event::SourceFailed { .. } => "source_failed",
         Event::Failed { .. } => "failed",
         Event::Fetching { .. } => "fetching",
         Event::Fetched { .. } => "fetched",
-        Event::Source { .. } => "source",
     }
 }
 
@@ -215,6 +215,7 @@ pub const EVENTS: [&str; 16] = [
     "source_offline",
     "source_online",
     "source_changed",
+    "source_failed",
     "connected",
     "disconnected",
     "reset",
@@ -223,7 +224,6 @@ pub const EVENTS: [&str; 16] = [
     "failed",
     "fetching",
     "fetched",
-    "source",
 ];
 
 /// A choice of events: bit n is `EVENTS[n]`.

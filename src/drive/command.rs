@@ -12,10 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bot::StallPolicy,
     gadget::Speed,
-    media::{
-        Medium,
-        url::{FetchState, SourceHealth},
-    },
+    media::{Medium, SourceState, url::FetchState},
     scsi::Kind,
     units::BlockSize,
 };
@@ -82,23 +79,11 @@ pub struct ImageState {
     pub rw: bool,
     /// Whether the host has read from it since it was inserted.
     pub first_read: bool,
-    /// Whether its source answers.
+    /// Whether its source can be used.
     pub source: SourceState,
     /// How the fetching goes, of an image behind a URL.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fetch: Option<FetchState>,
-}
-
-/// Whether the storage under an image can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SourceState {
-    /// It answers.
-    Online,
-    /// It did not answer in time; commands for the image are refused until it does.
-    Offline,
-    /// Somebody else has changed the image; commands for it are refused until it is inserted again.
-    Changed,
 }
 
 /// What the device port knows of the host.
@@ -192,7 +177,7 @@ pub enum Event {
         /// Which function.
         function: String,
     },
-    /// The source of an image does not answer. Its commands are refused as NOT READY, and it is asked again and again.
+    /// The source of an image does not answer. Commands that need it are refused as NOT READY, and it is asked again and again.
     SourceOffline {
         /// Which drive.
         drive: DriveIndex,
@@ -208,13 +193,22 @@ pub enum Event {
         /// Which image, as [`ImageState::name`].
         image: String,
     },
-    /// Somebody else has changed the image. Its commands are refused as MEDIUM ERROR until it is inserted again.
+    /// Somebody else has changed the image. Commands that would mix old and new are refused as MEDIUM ERROR until it is inserted again.
     SourceChanged {
         /// Which drive.
         drive: DriveIndex,
         /// Which image, as [`ImageState::name`].
         image: String,
         /// What happened, for a person.
+        cause: String,
+    },
+    /// What is missing of an image behind a URL will never come, or it has the wrong checksum.
+    SourceFailed {
+        /// Which drive.
+        drive: DriveIndex,
+        /// Which image, as [`ImageState::name`].
+        image: String,
+        /// Why, for a person.
         cause: String,
     },
     /// A command failed in a way that a person should hear of: not the everyday NOT READY, UNIT ATTENTION and ILLEGAL REQUEST.
@@ -249,17 +243,6 @@ pub enum Event {
         checked: bool,
         /// Where it is kept.
         kept: Option<String>,
-    },
-    /// The server of an image does not answer, answers again, or will not do.
-    Source {
-        /// Where.
-        drive: DriveIndex,
-        /// What, as [`ImageState::name`].
-        image: String,
-        /// Its server.
-        source: SourceHealth,
-        /// Why, for a person, where it is not online.
-        cause: Option<String>,
     },
 }
 

@@ -3,13 +3,13 @@
 use std::{fs::File, sync::Arc, time::Duration};
 
 use crate::{
-    media::{Extent, Medium},
+    media::{Extent, Medium, SourceState},
     ring::Mover,
     units::{ByteLen, ByteRange},
 };
 
 use super::{
-    command::{ImageState, SourceState},
+    command::ImageState,
     flights::{Owner, Purpose},
     read_ahead::ReadAhead,
 };
@@ -33,6 +33,8 @@ pub(super) enum Health {
         answers: bool,
         /// What it did not give.
         wanted: Option<ByteRange>,
+        /// People have heard of it; otherwise the medium tells them by itself.
+        told: bool,
     },
     /// Somebody else has changed the image: old and new would mix.
     Changed,
@@ -117,17 +119,23 @@ impl Loaded {
         }
     }
 
+    /// What the drive found, or what the medium knows by itself, whichever is worse.
+    pub(super) fn source_state(&self) -> SourceState {
+        let found = match self.health {
+            Health::Online => SourceState::Online,
+            Health::Offline { .. } => SourceState::Offline,
+            Health::Changed => SourceState::Changed,
+        };
+        found.max(self.image.source_state())
+    }
+
     pub(super) fn state(&self) -> ImageState {
         ImageState {
             name: self.image.name(),
             bytes: self.image.stored().0,
             rw: self.image.writable(),
             first_read: self.first_read,
-            source: match self.health {
-                Health::Online => SourceState::Online,
-                Health::Offline { .. } => SourceState::Offline,
-                Health::Changed => SourceState::Changed,
-            },
+            source: self.source_state(),
             fetch: self.image.fetch_state(),
         }
     }

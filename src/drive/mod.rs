@@ -42,7 +42,7 @@ pub mod thread;
 
 pub use command::{
     DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
-    ReplyTo, Request, Setting, SourceState,
+    ReplyTo, Request, Setting,
 };
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
 pub use requests::block_size;

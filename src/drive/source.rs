@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, FaultKind, Identity, Residence, Waker},
+    media::{Extent, FaultKind, Identity, Residence, SourceState, Waker},
     ring::{MoveOp, Moved, Mover, OpTag},
     scsi::{MediaOp, Sense, sense},
     units::{ByteLen, ByteOffset, ByteRange, Lba},
@@ -87,13 +87,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn fault(&mut self, kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         let lun = self.open.lun;
         let now = self.mover.now();
-        let doubted = self.loaded(lun).is_some_and(|loaded| {
+        let watched = self.loaded(lun).map_or(SourceState::Online, |loaded| loaded.image.source_state());
+        let doubted = self.loaded(lun).filter(|_| watched <= SourceState::Offline).is_some_and(|loaded| {
             let believed = loaded.back_since.is_some_and(|since| now.saturating_sub(since) < BELIEVED);
             may_come_back(kind, loaded.image.residence()) && (kind == FaultKind::TimedOut || !believed)
         });
         let sense = if doubted { sense::BECOMING_READY } else { fault::sense_of(kind, way, lba) };
         self.tell_failed(kind, sense);
-        if doubted {
+        // A medium that knows that its source is gone goes on with what it has.
+        if doubted && watched == SourceState::Online {
             self.offline(lun, kind, None);
         }
         sense
@@ -134,7 +136,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return;
         };
         let ask_at = now + PAUSE_MIN;
-        loaded.health = Health::Offline { ask_at, pause: PAUSE_MIN, answers: false, wanted };
+        let told = loaded.image.source_state() == SourceState::Online;
+        loaded.health = Health::Offline { ask_at, pause: PAUSE_MIN, answers: false, wanted, told };
+        if !told {
+            return;
+        }
         let image = loaded.image.name();
         self.tell(Event::SourceOffline { drive: self.index(lun), image, cause: why.to_string() });
     }
@@ -146,11 +152,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let (late, may_change) = self.mover.late(lun, loaded.number);
         let blocked = may_change || late >= BUFFERS_PER_DRIVE || self.mover.is_full(lun);
         let Some(loaded) = self.loaded_mut(lun) else { return };
-        if blocked || !matches!(loaded.health, Health::Offline { answers: true, .. }) {
+        let Health::Offline { answers: true, told, .. } = loaded.health else { return };
+        if blocked {
             return;
         }
         loaded.health = Health::Online;
         loaded.back_since = Some(now);
+        if !told {
+            return;
+        }
         let image = loaded.image.name();
         self.tell(Event::SourceOnline { drive: self.index(lun), image });
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, sync::Arc};
 
-use super::{FaultKind, Identity, url::FetchState};
+use super::{FaultKind, Identity, SourceState, url::FetchState};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
@@ -160,6 +160,11 @@ pub trait Medium: fmt::Debug + Send {
     /// How the fetching goes, of a medium whose bytes come from elsewhere.
     fn fetch_state(&self) -> Option<FetchState> {
         None
+    }
+
+    /// Whether its source can be used, of a medium that asks its source itself.
+    fn source_state(&self) -> SourceState {
+        SourceState::Online
     }
 }
 

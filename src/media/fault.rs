@@ -1,6 +1,23 @@
-//! Why bytes could not be read or written.
+//! Why bytes could not be read or written, and what that says of where they are.
 
 use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether the source of an image, its storage or its server, can be used. Of two that tell of one image the worse, which is the
+/// greater, holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceState {
+    /// It answers.
+    Online,
+    /// It did not answer in time, and is asked again and again; what it would be needed for is refused until it does.
+    Offline,
+    /// The image is no longer what was inserted; what cannot be told to be of the old one is refused until it is inserted again.
+    Changed,
+    /// What is missing of the image will never come, and nothing is asked of it any more.
+    Failed,
+}
 
 /// What went wrong with a run of bytes, in as few kinds as a person (or the drive's sense data) would tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]

@@ -16,6 +16,6 @@ pub mod url;
 pub use self::{
     error::{MediaError, MediaErrorKind, MediaOp},
     extent::{Allocation, Extent, Medium, Residence, Waker},
-    fault::FaultKind,
+    fault::{FaultKind, SourceState},
     image::{Access, Identity, Image},
 };

@@ -19,10 +19,10 @@ use ringdrive::control::{Daemon, EventSink, FunctionHandle, Running, Server};
 use ringdrive::drive::statistics::{End, Outcome, Transfer};
 use ringdrive::drive::{
     DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
-    ReplyTo, Request, Setting, SourceState, Statistics,
+    ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, url::Cache};
+use ringdrive::media::{Medium, SourceState, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;

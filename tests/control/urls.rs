@@ -73,9 +73,9 @@ fn a_url_is_inserted_shown_and_ejected_and_its_secrets_are_not() {
     assert_eq!((&fetched["image"], &fetched["checked"]), (&json!(shown), &json!(true)));
     assert_eq!(std::fs::read(fetched["kept"].as_str().unwrap()).unwrap(), vec![7; LEN]);
     let state = peer.ask(&request(2, "state", &json!({})));
-    let fetch = &state["result"]["drives"][0]["image"]["fetch"];
+    let image = &state["result"]["drives"][0]["image"];
     assert_eq!(
-        (&fetch["here"], &fetch["complete"], &fetch["source"]),
+        (&image["fetch"]["here"], &image["fetch"]["complete"], &image["source"]),
         (&json!(LEN), &json!(true), &json!("online"))
     );
     for text in [format!("{events:?}"), state.to_string(), fake.says(&["state"])] {

@@ -6,7 +6,7 @@ mod hostile;
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use ringdrive::{bot::StallPolicy, drive::SourceState, gadget::endpoints::Pipe};
+use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe, media::SourceState};
 
 use crate::{
     counted::{Became, Counted},

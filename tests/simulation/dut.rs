@@ -19,10 +19,10 @@ use ringdrive::{
     bot::StallPolicy,
     drive::{
         DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Refusal, ReplyTo,
-        Request, SourceState,
+        Request,
     },
     gadget::{BusEvent, ResetTicket, Speed},
-    media::{Access, Image, MediaErrorKind},
+    media::{Access, Image, MediaErrorKind, SourceState},
     ring::{Moved, pool::Pool},
     scsi::{Identity, Kind},
     units::BlockSize,

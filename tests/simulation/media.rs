@@ -153,19 +153,21 @@ impl State {
         log
     }
 
+    fn error_of(&mut self, flight: &Flight) -> io::Error {
+        self.faults += 1;
+        let errno = [nix::libc::ETIMEDOUT, nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ESTALE];
+        // To ask a file that is gone what it is would tell that for good.
+        let kinds = if matches!(flight.op, Op::Stat) { 2 } else { 4 };
+        let errno = errno[self.rng.usize(..kinds)];
+        let timed_out = u64::from(errno == nix::libc::ETIMEDOUT);
+        *self.stuck.entry(inode_of(&flight.file)).or_default() += timed_out;
+        io::Error::from_raw_os_error(errno)
+    }
+
     fn finish(&mut self, mut flight: Flight) -> Moved {
         let fails = self.happens(self.rates.errors);
         let short = self.happens(self.rates.shorts);
-        let error = fails.then(|| {
-            self.faults += 1;
-            let errno = [nix::libc::ETIMEDOUT, nix::libc::EIO, nix::libc::ENOSPC, nix::libc::ESTALE];
-            // To ask a file that is gone what it is would tell that for good.
-            let kinds = if matches!(flight.op, Op::Stat) { 2 } else { 4 };
-            let errno = errno[self.rng.usize(..kinds)];
-            let timed_out = u64::from(errno == nix::libc::ETIMEDOUT);
-            *self.stuck.entry(inode_of(&flight.file)).or_default() += timed_out;
-            io::Error::from_raw_os_error(errno)
-        });
+        let error = fails.then(|| self.error_of(&flight));
         let mut stat = None;
         let (op, result) = match flight.op {
             Op::Stat => {

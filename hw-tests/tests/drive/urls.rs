@@ -194,7 +194,7 @@ fn dead_server(board: &Board, backend: Backend) -> Result<()> {
     ensure!(answer.has_sense("Not Ready", "becoming ready"), "{}", answer.text);
     ensure!(within(ANSWER, "a read of what is here", || read(0))?.good(), "the first block has gone");
     let state = within(ANSWER, "state", || rig.daemon()?.state())?;
-    ensure!(state["drives"][0]["image"]["fetch"]["source"] == "offline", "{state}");
+    ensure!(state["drives"][0]["image"]["source"] == "offline", "{state}");
     within(ANSWER, "eject", || rig.daemon()?.cli(&["eject", "cd"]))?;
     let refused = within(ANSWER, "insert of another", || {
         rig.daemon()?.try_cli(&["insert", "cd", &url.replace('x', "y")])

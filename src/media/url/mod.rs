@@ -17,7 +17,7 @@
 //!   compared with each answer. From another version nothing is taken; what is here goes on being served.
 //! - **Never claimed what is not there.** The record on disk speaks of chunks only after their fdatasync; before the first chunk
 //!   is given up for another it is cleared.
-//! - **No hole under a read.** See [`chunks`].
+//! - **No hole under a read.** See `chunks`.
 //! - **No secret leaves.** What is shown has no user, password and query in it; credentials go to their origin alone.
 
 mod address;
@@ -63,7 +63,7 @@ pub use self::{
     client::Patience,
     error::{UrlError, UrlErrorKind},
 };
-use super::{Extent, FaultKind, Medium, Residence, Waker, image::residence};
+use super::{Extent, FaultKind, Medium, Residence, SourceState, Waker, image::residence};
 use crate::units::{BlockSize, ByteLen, ByteRange};
 
 /// What is fetched, kept and given up as one.
@@ -119,26 +119,12 @@ pub struct FetchState {
     pub here: u64,
     /// All are here and, where a checksum was given, right.
     pub complete: bool,
-    /// The server.
-    pub source: SourceHealth,
-    /// Why it is not online.
+    /// Why its server is not online.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cause: Option<String>,
     /// Where the whole image is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub kept: Option<String>,
-}
-
-/// Whether a server can be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SourceHealth {
-    /// It answered the last time.
-    Online,
-    /// It does not answer, and is asked again and again.
-    Offline,
-    /// It will not do; nothing is asked of it any more.
-    Failed,
 }
 
 /// Something that became of an image.
@@ -165,6 +151,11 @@ pub enum Report {
     },
     /// It answers again.
     Online,
+    /// The image is another one there now, so that what is missing will never come.
+    Changed {
+        /// Why, and what to do.
+        cause: String,
+    },
     /// What is missing will never come.
     Failed {
         /// Why, and what to do.
@@ -480,6 +471,10 @@ impl Medium for UrlImage {
 
     fn fetch_state(&self) -> Option<FetchState> {
         Some(self.shared.fetch_state())
+    }
+
+    fn source_state(&self) -> SourceState {
+        self.shared.lock().source
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
-    CHUNK, FetchState, Report, Reporter, SourceHealth,
+    CHUNK, FetchState, Report, Reporter,
     cache::Entry,
     chunks::Chunks,
     client::{Client, Patience},
@@ -24,7 +24,7 @@ use super::{
     range::Part,
 };
 use crate::{
-    media::{Extent, FaultKind, Waker},
+    media::{Extent, FaultKind, SourceState, Waker},
     units::{ByteLen, ByteOffset, ByteRange},
 };
 
@@ -70,7 +70,7 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// Chunks have come since the record was stored.
     pub(super) dirty: bool,
-    health: SourceHealth,
+    pub(super) source: SourceState,
     cause: Option<String>,
     /// What missing chunks answer, if not that they will come.
     fault: Option<FaultKind>,
@@ -101,7 +101,7 @@ impl Shared {
             room: entry.room().div_ceil(CHUNK),
             closing: false,
             dirty: here > 0,
-            health: SourceHealth::Online,
+            source: SourceState::Online,
             cause: None,
             fault: None,
             failures: 0,
@@ -254,11 +254,11 @@ impl Shared {
         state.here += 1;
         state.dirty = true;
         state.plan.advance(me);
-        let recovered = state.health == SourceHealth::Offline;
+        let recovered = state.source == SourceState::Offline;
         state.failures = 0;
         state.retry_at = None;
         if recovered {
-            state.health = SourceHealth::Online;
+            state.source = SourceState::Online;
             (state.fault, state.cause) = (None, None);
         }
         let complete = state.here == self.chunks.count();
@@ -301,14 +301,14 @@ impl Shared {
         let (first, most) = self.patience.retry;
         state.retry_at = Some(now + first.saturating_mul(1 << state.failures.min(16)).min(most));
         state.failures = state.failures.saturating_add(1);
-        if state.failures >= FAILURES_TO_OFFLINE && state.health == SourceHealth::Online {
+        if state.failures >= FAILURES_TO_OFFLINE && state.source == SourceState::Online {
             self.set_offline(state, &error);
         }
     }
 
     /// Until it answers again, what is missing cannot be had.
     fn set_offline(&self, mut state: MutexGuard<'_, State>, error: &UrlError) {
-        state.health = SourceHealth::Offline;
+        state.source = SourceState::Offline;
         state.fault = Some(error.kind.fault());
         let cause = with_source(error);
         state.cause = Some(cause.clone());
@@ -332,7 +332,8 @@ impl Shared {
             return;
         }
         state.outcome = Outcome::Failed(error.kind.clone());
-        state.health = SourceHealth::Failed;
+        let changed = error.kind == UrlErrorKind::Changed;
+        state.source = if changed { SourceState::Changed } else { SourceState::Failed };
         state.fault = Some(error.kind.fault());
         let cause = with_source(error);
         state.cause = Some(cause.clone());
@@ -340,7 +341,7 @@ impl Shared {
         self.keep.notify_all();
         drop(state);
         self.wake();
-        self.report(Report::Failed { cause });
+        self.report(if changed { Report::Changed { cause } } else { Report::Failed { cause } });
     }
 
     /// Not even what is here is to be served any more.
@@ -422,7 +423,6 @@ impl Shared {
         FetchState {
             here: self.bytes_here(&state),
             complete: matches!(state.outcome, Outcome::Complete { .. }),
-            source: state.health,
             cause: state.cause.clone(),
             kept,
         }

@@ -94,11 +94,11 @@ fn a_file_that_changes_mid_way_is_never_mixed() {
         server.be(mood);
         server.change();
         assert_eq!(inserted.check(20 * CHUNK, 2048, 1), Err(FaultKind::Stale));
-        let report = rig.await_report(|report| matches!(report, Report::Failed { .. }));
+        let report = rig.await_report(|report| matches!(report, Report::Changed { .. }));
         assert!(format!("{report:?}").contains("has changed"), "{report:?}");
         let faults = check_all_that_comes(&inserted, 1);
         assert!(!faults.is_empty() && faults.iter().all(|kind| *kind == FaultKind::Stale), "{faults:?}");
-        assert_eq!(inserted.image.fetch_state().unwrap().source, SourceHealth::Failed);
+        assert_eq!(inserted.image.source_state(), SourceState::Changed);
         // Inserted again it is the new one, all of it.
         drop(inserted);
         server.be(Mood::Good);
@@ -155,7 +155,7 @@ fn errors_of_the_server_are_told_and_its_return_is_noticed() {
         server.hang_up();
         assert!(matches!(inserted.check(at, 2048, 1), Err(FaultKind::Unreachable | FaultKind::TimedOut)));
         rig.await_report(|report| matches!(report, Report::Offline { .. }));
-        assert_eq!(inserted.image.fetch_state().unwrap().source, SourceHealth::Offline);
+        assert_eq!(inserted.image.source_state(), SourceState::Offline);
         inserted.check(0, FIRST, 1).unwrap();
         server.be(Mood::Good);
         server.hang_up();
