@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, SourceState, url::Cache};
+use ringdrive::media::{Medium, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -165,6 +165,7 @@ impl Drop for Fake {
 
 struct Drives {
     states: Vec<DriveState>,
+    images: Vec<Option<Box<dyn Medium>>>,
     counted: Vec<Statistics>,
     /// A second passes whenever somebody asks for the statistics.
     uptime: Duration,
@@ -191,7 +192,8 @@ impl Drives {
         let states = vec![state(0, "cd", Kind::Optical), state(1, "flash", Kind::Disk)];
         let counted = vec![counted(), Statistics::new()];
         let uptime = Duration::from_secs(59);
-        Self { states, counted, uptime, events, deaf: false, kept: Vec::new() }
+        let images = vec![None, None];
+        Self { states, images, counted, uptime, events, deaf: false, kept: Vec::new() }
     }
 
     fn run(mut self, inbox: &Inbox, moods: &Receiver<(Mood, Sender<()>)>) {
@@ -223,13 +225,21 @@ impl Drives {
 
     fn answer(&mut self, request: Request) {
         match request {
-            Request::State { reply } => reply.send(self.states.clone()),
+            Request::State { reply } => reply.send(self.state()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
-            Request::Insert { lun, image, reply } => reply.send(self.insert(lun, &*image)),
+            Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
             Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
             Request::Stop { .. } => unreachable!("handled by the loop"),
         }
+    }
+
+    /// As it is now: what is fetched goes on meanwhile.
+    fn state(&mut self) -> Vec<DriveState> {
+        for (state, image) in self.states.iter_mut().zip(&self.images) {
+            state.image = image.as_deref().map(image_state);
+        }
+        self.states.clone()
     }
 
     fn statistics(&mut self, lun: Option<u8>) -> Vec<DriveStatistics> {
@@ -246,12 +256,13 @@ impl Drives {
         told.collect()
     }
 
-    fn insert(&mut self, lun: u8, image: &dyn Medium) -> Result<ImageState, Refusal> {
+    fn insert(&mut self, lun: u8, image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
         let state = &mut self.states[usize::from(lun)];
         if let Some(held) = &state.image {
             return Err(Refusal::Occupied(held.name.clone()));
         }
-        let image = image_state(image);
+        let held = self.images[usize::from(lun)].insert(image);
+        let image = image_state(&**held);
         state.image = Some(image.clone());
         self.events.publish(Event::Inserted { drive: state.drive, image: image.clone() });
         Ok(image)
@@ -263,6 +274,7 @@ impl Drives {
             return Err(Refusal::Prevented);
         }
         let image = state.image.take().ok_or(Refusal::Empty)?.name;
+        self.images[usize::from(lun)] = None;
         let by = if force { EjectedBy::Force } else { EjectedBy::Client };
         self.events.publish(Event::Ejected { drive: state.drive, image: image.clone(), by });
         Ok(image)
@@ -314,7 +326,7 @@ fn image_state(image: &dyn Medium) -> ImageState {
         bytes: image.stored().0,
         rw: image.writable(),
         first_read: false,
-        source: SourceState::Online,
+        source: image.source_state(),
         fetch: image.fetch_state(),
     }
 }
