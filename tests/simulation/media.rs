@@ -25,6 +25,8 @@ use crate::{bus::CAPACITY, model::SECTOR};
 
 /// A second, in virtual nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
+/// Sectors of an image for which there is room from the start.
+const SECTORS: usize = 512;
 /// When an operation ends that does not.
 const NEVER: u64 = u64::MAX;
 
@@ -247,7 +249,8 @@ impl Media {
             rates,
             now: 0,
             flights: Vec::with_capacity(CAPACITY),
-            spare: Vec::with_capacity(CAPACITY),
+            // Syncs that were broken off are under way beside new ones.
+            spare: (0..CAPACITY).map(|_| Vec::with_capacity(SECTORS)).collect(),
             logs: HashMap::new(),
             faults: 0,
             down: HashMap::new(),
