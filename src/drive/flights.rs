@@ -173,6 +173,11 @@ impl<M> Flights<M> {
             })
     }
 
+    /// Whether the drive may have another operation that holds no buffer.
+    pub(super) fn has_place(&self, lun: u8) -> bool {
+        self.held(lun, false) < OTHERS_PER_DRIVE
+    }
+
     /// Operations of this image that are past their deadline, and whether one of them may change it.
     pub(super) fn late(&self, lun: u8, image: u32) -> (usize, bool) {
         let late = || {

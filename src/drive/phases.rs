@@ -131,7 +131,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let lun = self.open.lun;
         let Phase::Held { op, .. } = self.phase else { return Ok(()) };
         let refused = if op == MediaOp::Load { None } else { self.untouchable(lun, op) };
-        if refused.is_none() && (self.mover.is_busy(lun) || self.settles(lun)) {
+        // A sync waits for late ones of a source that has just come back.
+        let crowded = || matches!(op, MediaOp::Flush | MediaOp::Unload) && !self.mover.has_place(lun);
+        if refused.is_none() && (self.mover.is_busy(lun) || self.settles(lun) || crowded()) {
             return Ok(());
         }
         let Phase::Held { pending, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
