@@ -193,7 +193,8 @@ pub enum Event {
         /// Which image, as [`ImageState::name`].
         image: String,
     },
-    /// Somebody else has changed the image. Commands that would mix old and new are refused as MEDIUM ERROR until it is inserted again.
+    /// Somebody else has changed the image. Commands that would mix old and new are refused as MEDIUM ERROR until it is inserted again;
+    /// after a file was only replaced there are none.
     SourceChanged {
         /// Which drive.
         drive: DriveIndex,

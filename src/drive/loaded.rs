@@ -61,6 +61,8 @@ pub(super) struct Loaded {
     pub(super) back_since: Option<Duration>,
     /// When the file was last looked at.
     pub(super) looked: Duration,
+    /// The file has lost its name, and people have heard of it.
+    pub(super) nameless: bool,
     pub(super) stream: ReadAhead,
 }
 
@@ -77,6 +79,7 @@ impl Loaded {
             health: Health::Online,
             back_since: None,
             looked: Duration::ZERO,
+            nameless: false,
             stream: ReadAhead::default(),
         }
     }

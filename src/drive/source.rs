@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, FaultKind, Identity, Residence, SourceState, Waker},
+    media::{Extent, FaultKind, Identity, Residence, SourceState, Standing, Waker},
     ring::{MoveOp, Moved, Mover, OpTag},
     scsi::{MediaOp, Sense, sense},
     units::{ByteLen, ByteOffset, ByteRange, Lba},
@@ -182,6 +182,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: why.to_string() });
     }
 
+    /// A file that was replaced is still there for the drive, which goes on with it; people hear of it, once.
+    fn stands(&mut self, lun: u8, standing: Standing) {
+        let Some(loaded) = self.loaded_mut(lun) else { return };
+        if standing == Standing::Same || loaded.nameless {
+            return;
+        }
+        loaded.nameless = true;
+        let image = loaded.image.name();
+        let cause =
+            "the file was replaced or removed; the drive goes on with the old one until it is ejected";
+        self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: cause.to_owned() });
+    }
+
     /// Before a read of a local image is said to have gone well: whether what was read may be told apart from what somebody has
     /// written since. A server is asked now and then, behind the command.
     pub(super) fn look_at_file(&mut self, lun: u8) -> Result<(), FaultKind> {
@@ -191,11 +204,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             return Ok(());
         };
         if loaded.image.residence() != Residence::Remote {
-            let looked = loaded.image.look();
-            if let Err(kind) = looked {
-                self.changed(lun, kind);
-            }
-            return looked;
+            return match loaded.image.look() {
+                Ok(standing) => {
+                    self.stands(lun, standing);
+                    Ok(())
+                }
+                Err(kind) => {
+                    self.changed(lun, kind);
+                    Err(kind)
+                }
+            };
         }
         if loaded.health == Health::Online && now.saturating_sub(loaded.looked) >= LOOK_EVERY {
             loaded.looked = now;
@@ -261,10 +279,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             (MoveOp::Stat, Ok(_)) => {
                 let looked = match (done.stat, self.loaded(lun)) {
                     (Some(stat), Some(loaded)) => loaded.image.compare(&Identity::from(stat)),
-                    _ => Ok(()),
+                    _ => Ok(Standing::Same),
                 };
                 match looked {
-                    Ok(()) => self.answers(lun),
+                    Ok(standing) => {
+                        self.stands(lun, standing);
+                        self.answers(lun);
+                    }
                     Err(kind) => self.changed(lun, kind),
                 }
             }

@@ -36,6 +36,15 @@ pub enum Extent {
     },
 }
 
+/// What has become of a file whose bytes are still those of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing.
+    Same,
+    /// It has lost its name, to another file or for good.
+    Nameless,
+}
+
 /// A run of bytes of which all or none have storage behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
@@ -142,16 +151,16 @@ pub trait Medium: fmt::Debug + Send {
     ///
     /// # Errors
     /// What has become of it.
-    fn look(&self) -> Result<(), FaultKind> {
-        Ok(())
+    fn look(&self) -> Result<Standing, FaultKind> {
+        Ok(Standing::Same)
     }
 
     /// The same by what the file is `now`, for which the drive has asked.
     ///
     /// # Errors
     /// As [`Medium::look`].
-    fn compare(&self, _now: &Identity) -> Result<(), FaultKind> {
-        Ok(())
+    fn compare(&self, _now: &Identity) -> Result<Standing, FaultKind> {
+        Ok(Standing::Same)
     }
 
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.

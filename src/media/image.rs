@@ -30,7 +30,8 @@ use nix::{
 };
 
 use super::{
-    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, error::LEN_MAX,
+    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, Standing,
+    error::LEN_MAX,
 };
 use crate::{
     ring::FileStat,
@@ -58,6 +59,8 @@ pub struct Identity {
     pub len: ByteLen,
     /// Time of the last change of contents: seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
+    /// Somewhere it has a name.
+    pub named: bool,
 }
 
 /// A regular file or a block device, open, locked and measured.
@@ -237,10 +240,10 @@ impl Medium for Image {
         Allocation { stored, len: ByteLen(end.0.saturating_sub(at.0)).min(left) }
     }
 
-    fn look(&self) -> Result<(), FaultKind> {
+    fn look(&self) -> Result<Standing, FaultKind> {
         // Its own writes change a writable one; that it has become shorter its reads tell.
         if self.writable() || self.residence == Residence::Remote {
-            return Ok(());
+            return Ok(Standing::Same);
         }
         let stat = fstat(&*self.file).map_err(|errno| FaultKind::from_errno(errno as i32))?;
         self.compare(&Identity {
@@ -248,19 +251,22 @@ impl Medium for Image {
             inode: stat.st_ino,
             len: ByteLen(u64::try_from(stat.st_size).unwrap_or(0)),
             modified: (stat.st_mtime, stat.st_mtime_nsec),
+            named: stat.st_nlink > 0,
         })
     }
 
-    fn compare(&self, now: &Identity) -> Result<(), FaultKind> {
+    fn compare(&self, now: &Identity) -> Result<Standing, FaultKind> {
         let then = &self.identity;
         if then.len == ByteLen(0) {
             // A block device: its node has no length, and times of its own.
-            return Ok(());
+            return Ok(Standing::Same);
         }
+        // One that was passed may never have had a name.
+        let standing = if then.named && !now.named { Standing::Nameless } else { Standing::Same };
         match now {
             now if now.len < then.len => Err(FaultKind::Truncated),
-            now if self.writable() && (now.device, now.inode) == (then.device, then.inode) => Ok(()),
-            now if now == then => Ok(()),
+            now if self.writable() && (now.device, now.inode) == (then.device, then.inode) => Ok(standing),
+            now if Identity { named: then.named, ..*now } == *then => Ok(standing),
             _ => Err(FaultKind::Changed),
         }
     }
@@ -272,7 +278,8 @@ impl Medium for Image {
 
 impl From<FileStat> for Identity {
     fn from(stat: FileStat) -> Self {
-        Self { device: stat.device, inode: stat.inode, len: stat.len, modified: stat.modified }
+        let FileStat { device, inode, len, modified, named } = stat;
+        Self { device, inode, len, modified, named }
     }
 }
 
@@ -283,6 +290,7 @@ impl Identity {
             inode: metadata.ino(),
             len: ByteLen(metadata.len()),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            named: metadata.nlink() > 0,
         }
     }
 }

@@ -79,6 +79,8 @@ pub struct FileStat {
     pub len: ByteLen,
     /// Time of the last change of contents: seconds and nanoseconds since 1970.
     pub modified: (i64, i64),
+    /// Somewhere it has a name.
+    pub named: bool,
 }
 
 /// Something that [`Ring::next`] brought.

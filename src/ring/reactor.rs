@@ -515,6 +515,7 @@ fn file_stat(found: &libc::statx) -> FileStat {
         inode: found.stx_ino,
         len: ByteLen(found.stx_size),
         modified: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec.into()),
+        named: found.stx_nlink > 0,
     }
 }
 

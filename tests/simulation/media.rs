@@ -239,7 +239,8 @@ fn inode_of(file: &File) -> u64 {
 fn stat_of(file: &File) -> FileStat {
     let found = file.metadata().unwrap();
     let modified = (found.mtime(), found.mtime_nsec());
-    FileStat { device: found.dev(), inode: found.ino(), len: ByteLen(found.len()), modified }
+    let (len, named) = (ByteLen(found.len()), found.nlink() > 0);
+    FileStat { device: found.dev(), inode: found.ino(), len, modified, named }
 }
 
 impl Media {

@@ -424,3 +424,18 @@ fn holes_and_data_are_told_apart_and_end_where_the_other_begins() {
     assert_eq!(told(12288), (false, (1 << 20) - 12288));
     assert_eq!(told((1 << 20) - 512), (false, 512));
 }
+
+#[test]
+fn a_file_that_was_replaced_is_still_the_image_and_is_told_from_one_that_was_changed() {
+    let folder = folder();
+    let path = sparse(&folder, "replaced", 8192);
+    let image = Image::open(&path, Access::ReadOnly, BlockSize::B512).unwrap();
+    assert_eq!(image.compare(&image.identity_now().unwrap()), Ok(Standing::Same));
+    std::fs::rename(sparse(&folder, "other", 8192), &path).unwrap();
+    assert_eq!(image.compare(&image.identity_now().unwrap()), Ok(Standing::Nameless));
+    let changed = Identity { modified: (1, 0), ..image.identity_now().unwrap() };
+    assert_eq!(image.compare(&changed), Err(FaultKind::Changed));
+    // One that never had a name has none to lose.
+    let unnamed = in_memory(1 << 20, &[7; 4096], Access::ReadOnly);
+    assert_eq!(unnamed.look(), Ok(Standing::Same));
+}
