@@ -44,6 +44,39 @@ pub fn sha_of_file(path: &Path) -> Result<Sha> {
     File::open(path).and_then(sha_of).with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Of a versioned image.
+const SECTOR: usize = 512;
+
+/// `len` bytes at `at` of a version of an image, both multiples of 512: each 512 bytes have their place and their version, and noise
+/// of both.
+#[must_use]
+pub fn versioned(version: u64, at: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    for (number, sector) in (at / 512..).zip(bytes.chunks_exact_mut(SECTOR)) {
+        fastrand::Rng::with_seed(number ^ version << 40).fill(sector);
+        let head = number.to_le_bytes().into_iter().chain(version.to_le_bytes());
+        sector.iter_mut().zip(head).for_each(|(byte, of_head)| *byte = of_head);
+    }
+    bytes
+}
+
+/// The versions that `bytes`, which were read at `at`, are of.
+///
+/// # Errors
+/// Bytes that are of none of `versions`, or of another place.
+pub fn versions_in(bytes: &[u8], at: u64, versions: &[u64]) -> Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for (number, sector) in (0..).zip(bytes.chunks(SECTOR)) {
+        let at = at + number * 512;
+        let version = versions.iter().find(|&&version| versioned(version, at, SECTOR) == sector);
+        let version = version.with_context(|| format!("the bytes at {at} are of no version of the image"))?;
+        found.push(*version);
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
 /// `len` bytes that are the same for the same seed and unlike for another.
 #[must_use]
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
@@ -97,7 +130,7 @@ pub fn peek(path: &Path, at: u64, len: usize) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{noise, sha_of};
+    use super::{noise, sha_of, versioned, versions_in};
 
     #[test]
     fn the_hash_is_that_of_the_standard() {
@@ -110,5 +143,15 @@ mod tests {
     fn noise_repeats_for_a_seed_and_differs_between_seeds() {
         assert_eq!(noise(1, 4096), noise(1, 4096));
         assert_ne!(noise(1, 4096), noise(2, 4096));
+    }
+
+    #[test]
+    fn a_mixture_of_versions_is_seen_and_so_is_a_wrong_place() {
+        let mut bytes = versioned(1, 4096, 2048);
+        assert_eq!(versions_in(&bytes, 4096, &[1, 2]).unwrap(), [1]);
+        bytes[512..1024].copy_from_slice(&versioned(2, 4096, 2048)[512..1024]);
+        assert_eq!(versions_in(&bytes, 4096, &[1, 2]).unwrap(), [1, 2]);
+        assert!(versions_in(&bytes, 4096, &[1]).is_err());
+        assert!(versions_in(&bytes, 8192, &[1, 2]).is_err());
     }
 }

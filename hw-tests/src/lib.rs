@@ -9,7 +9,7 @@
 //! - [`host`], [`scsi`], [`raw_bot`], [`keyboard`]: what the host sees, by sysfs, SCSI commands, raw USB transfers, input events
 //! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`
 //! - [`usbmon`]: the transfers between host and device
-//! - [`nfs`]: a file server on the board, and a network that can be cut
+//! - [`nfs`], [`samba`]: file servers on the board, and a network that can be cut; [`liar`]: a web server that lies
 //! - [`cdrom`]: what Linux makes of an optical drive
 //! - [`rig`]: a set of drives served by one [`rig::Backend`] and found again on the host; what most tests start from
 //!
@@ -23,9 +23,11 @@ pub mod host;
 pub mod image;
 pub mod kernel;
 pub mod keyboard;
+pub mod liar;
 pub mod nfs;
 pub mod raw_bot;
 pub mod rig;
+pub mod samba;
 pub mod scsi;
 pub mod tool;
 pub mod usbmon;

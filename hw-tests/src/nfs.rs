@@ -12,12 +12,21 @@ use anyhow::{Context, Result, ensure};
 use crate::tool;
 use crate::wait::wait_until;
 
-const EXPORT: &str = "/run/hang-export";
+const EXPORT: &str = "/run/nfs-export";
 /// The one that mountd is told to use, beside nfsd's own.
 const MOUNTD_PORT: &str = "20048";
 const LISTEN: Duration = Duration::from_secs(30);
 
-/// A server of the kernel's, NFSv3 over TCP, with one export. Dropped, its network is whole again and its mounts are gone.
+/// The protocol of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// NFSv3, without locks.
+    V3,
+    /// NFSv4.2.
+    V42,
+}
+
+/// A server of the kernel's, over TCP, with one export. Dropped, its network is whole again and its mounts are gone.
 #[derive(Debug)]
 pub struct Server {
     daemons: Vec<Child>,
@@ -31,10 +40,10 @@ impl Server {
     /// The programs are not there, or the kernel has no NFS.
     pub fn start() -> Result<Self> {
         let programs = programs()?;
-        tool::run("modprobe", ["-a", "nfsd", "nfsv3", "sch_netem"])?;
+        tool::run("modprobe", ["-a", "nfsd", "nfsv3", "nfsv4", "sch_netem"])?;
         tool::run("ip", ["link", "set", "lo", "up"])?;
         fs::create_dir_all(EXPORT)?;
-        tool::run("mount", ["-t", "tmpfs", "-o", "size=96m", "hang-export", EXPORT])?;
+        tool::run("mount", ["-t", "tmpfs", "-o", "size=96m", "nfs-export", EXPORT])?;
         for state in ["/var/lib/nfs/v4recovery", "/run/rpcbind"] {
             fs::create_dir_all(state)?;
         }
@@ -52,9 +61,12 @@ impl Server {
         server.spawn(program(&programs, "sbin/rpcbind").args(["-f", "-w"]))?;
         await_port("111")?;
         let export = format!("127.0.0.1:{EXPORT}");
-        let options = "rw,async,no_root_squash,no_subtree_check,insecure,fsid=1";
+        let options = "rw,async,no_root_squash,no_subtree_check,insecure,fsid=0";
         must(program(&programs, "usr/sbin/exportfs").args(["-o", options, &export]))?;
-        must(program(&programs, "usr/sbin/rpc.nfsd").args(["--no-nfs-version", "4", "--tcp", "8"]))?;
+        must(program(&programs, "usr/sbin/rpc.nfsd").args(["--tcp", "8"]))?;
+        // There are no clients of before that it would wait for.
+        fs::write("/proc/fs/nfsd/v4_end_grace", "Y")?;
+        // Without the tree of exports that version 4 would have besides this one.
         let mountd = ["--foreground", "--no-nfs-version", "4", "--port", MOUNTD_PORT];
         server.spawn(program(&programs, "usr/sbin/rpc.mountd").args(mountd))?;
         await_port(MOUNTD_PORT)?;
@@ -71,15 +83,23 @@ impl Server {
     ///
     /// # Errors
     /// The mount failed.
-    pub fn mount(&mut self, name: &str, options: &str) -> Result<PathBuf> {
-        let dir = PathBuf::from(format!("/run/hang-{name}"));
+    pub fn mount(&mut self, name: &str, version: Version, options: &str) -> Result<PathBuf> {
+        let dir = PathBuf::from(format!("/run/nfs-{name}"));
         fs::create_dir_all(&dir)?;
-        let options = format!(
-            "vers=3,proto=tcp,mountproto=tcp,addr=127.0.0.1,mountaddr=127.0.0.1,port=2049,\
-             mountport={MOUNTD_PORT},nolock,nosharecache,{options}"
-        );
+        let common = "proto=tcp,addr=127.0.0.1,port=2049,nosharecache";
+        let (kind, from, own) = match version {
+            Version::V3 => (
+                "nfs",
+                format!("127.0.0.1:{EXPORT}"),
+                format!("vers=3,mountproto=tcp,mountaddr=127.0.0.1,mountport={MOUNTD_PORT},nolock"),
+            ),
+            Version::V42 => {
+                ("nfs4", "127.0.0.1:/".to_owned(), "vers=4.2,clientaddr=127.0.0.1,sec=sys".to_owned())
+            }
+        };
+        let options = format!("{common},{own},{options}");
         let at = dir.display().to_string();
-        tool::run("mount", ["-i", "-t", "nfs", "-o", &options, &format!("127.0.0.1:{EXPORT}"), &at])?;
+        tool::run("mount", ["-i", "-t", kind, "-o", &options, &from, &at])?;
         self.mounts.push(dir.clone());
         Ok(dir)
     }

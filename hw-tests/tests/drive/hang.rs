@@ -12,7 +12,7 @@ use hw_tests::board::Board;
 use hw_tests::daemon::Daemon;
 use hw_tests::host::Lun;
 use hw_tests::image::{self, MIB};
-use hw_tests::nfs::Server;
+use hw_tests::nfs::{Server, Version};
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
@@ -45,7 +45,7 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
     let mut server = Server::start()?;
     let local = image::random(scratch.file("local"), 90, 4)?;
     for (seed, (name, options)) in (91..).zip([("hard", "hard"), ("soft", "soft,timeo=5,retrans=2")]) {
-        let dir = server.mount(name, options)?;
+        let dir = server.mount(name, Version::V3, options)?;
         let file = format!("{name}.img");
         image::random(server.file(&file), seed, 32)?;
         let drives = [

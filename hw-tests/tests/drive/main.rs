@@ -4,6 +4,7 @@
 //! with that endpoint engine, `kernel` is `f_mass_storage`, against which the case itself is checked. Off a board all are
 //! reported as ignored, with the reason.
 
+mod changed;
 mod clients;
 mod conformance;
 mod disks;
@@ -14,6 +15,8 @@ mod filesystem;
 mod hang;
 mod integrity;
 mod killed;
+mod lies;
+mod network;
 mod opcodes;
 mod optical;
 mod refusals;
@@ -75,6 +78,9 @@ fn main() -> ExitCode {
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("urls", urls::CASES),
+        ("lies", lies::CASES),
+        ("network", network::CASES),
+        ("changed", changed::CASES),
         ("conformance", conformance::CASES),
         ("tools", tools::CASES),
         ("opcodes", opcodes::CASES),

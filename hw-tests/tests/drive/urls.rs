@@ -19,6 +19,7 @@ use crate::{Case, DAEMON};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "a_cd_over_http_and_https_is_read_whole", on: DAEMON, run: read_whole },
+    Case { name: "a_certificate_for_another_name_is_refused", on: DAEMON, run: wrong_name },
     Case { name: "a_cd_larger_than_the_cache_is_read_whole", on: DAEMON, run: larger_than_the_cache },
     Case { name: "a_dead_web_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: dead_server },
     Case { name: "a_download_goes_on_after_the_daemon_was_killed", on: DAEMON, run: killed },
@@ -51,7 +52,7 @@ impl Nginx {
             "daemon off; user root; pid {}; error_log {};\n\
              events {{}}\n\
              http {{ access_log off; {temporary} server {{ root {};\n\
-             listen 127.0.0.1:8080; listen 127.0.0.1:8443 ssl; ssl_certificate {}; ssl_certificate_key {}; }} }}\n",
+             listen 127.0.0.1:8080; listen 127.0.0.1:8443 ssl; listen 127.0.0.2:8443 ssl; ssl_certificate {}; ssl_certificate_key {}; }} }}\n",
             at("nginx.pid"),
             at("error.log"),
             dir.display(),
@@ -151,6 +152,17 @@ fn read_whole(board: &Board, backend: Backend) -> Result<()> {
 /// The image in the drive, as `state` tells.
 fn rig_image(rig: &Rig) -> Option<serde_json::Value> {
     rig.state().ok().map(|state| state["drives"][0]["image"].clone())
+}
+
+fn wrong_name(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let nginx = Nginx::start(&scratch)?;
+    nginx.image("x.iso", 35, 1)?;
+    let mut rig = start(board, backend, &scratch, "")?;
+    let said = rig.daemon()?.try_cli(&["insert", "cd", "https://127.0.0.2:8443/x.iso"])?;
+    ensure!(said.status == 1 && said.text.contains("certificate is not accepted"), "{}", said.text);
+    rig.daemon()?.cli(&["insert", "cd", "https://127.0.0.1:8443/x.iso"])?;
+    rig.stop()
 }
 
 fn larger_than_the_cache(board: &Board, backend: Backend) -> Result<()> {

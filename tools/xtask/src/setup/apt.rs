@@ -58,6 +58,15 @@ impl Apt {
         text.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
     }
 
+    /// The packages that an installation of `package` would bring to this machine.
+    pub(crate) fn lacking(&self, package: &str) -> Result<Vec<String>> {
+        let options = &self.options;
+        let plan = cmd!(self.shell, "apt-get {options...} -qq -s --no-install-recommends install {package}");
+        let text = plan.quiet().read().with_context(|| format!("Debian's index has no usable {package}"))?;
+        let names = text.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// Downloads packages and unpacks them into one tree, which appears only when it is whole.
     pub(crate) fn unpack(&self, packages: &[String], into: &Path) -> Result<()> {
         let parent = into.parent().context("a package cannot be unpacked at the root")?;

@@ -10,6 +10,7 @@ mod link;
 mod memtest;
 mod nfs;
 mod packages;
+mod samba;
 mod virtme;
 
 use std::fs::{self, File};
@@ -40,6 +41,7 @@ pub(crate) fn run() -> Result<()> {
     board(Link::Stock)?;
     memtest_iso()?;
     nfs_server()?;
+    samba()?;
     gungraun()?;
     eprintln!("everything is set up");
     Ok(())
@@ -74,6 +76,11 @@ pub(crate) fn gungraun() -> Result<PathBuf> {
 pub(crate) fn nfs_server() -> Result<PathBuf> {
     let _lock = lock()?;
     nfs::ensure()
+}
+
+fn samba() -> Result<()> {
+    let _lock = lock()?;
+    samba::ensure()
 }
 
 /// Two set-ups at once would unpack over each other: the second waits.

@@ -1,0 +1,220 @@
+//! An image that somebody truncates, replaces or rewrites while the host reads it: the old bytes or an error, and never a mixture.
+//!
+//! Each 512 bytes of the image have their version in them, and the host looks at all that it gets.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use hw_tests::board::Board;
+use hw_tests::host::Lun;
+use hw_tests::image::{self, versioned};
+use hw_tests::nfs::{Server, Version};
+use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::samba::Samba;
+use hw_tests::scsi::{self, Data};
+use hw_tests::tool;
+use hw_tests::wait::wait_until;
+
+use crate::{Case, DAEMON};
+
+pub(crate) const CASES: &[Case] = &[
+    Case { name: "in_memory_it_is_never_mixed", on: DAEMON, run: memory },
+    Case { name: "on_a_disk_it_is_never_mixed", on: DAEMON, run: disk },
+    Case { name: "on_nfs_it_is_never_mixed_once_that_is_told", on: DAEMON, run: nfs },
+    Case { name: "on_cifs_it_is_never_mixed_once_that_is_told", on: DAEMON, run: cifs },
+];
+
+const LEN: u64 = 8 << 20;
+const STEP: usize = 64 * 1024;
+const OLD: u64 = 1;
+const NEW: u64 = 2;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a server's image may be changed before that is told: it is asked every second, and a busy machine adds to that.
+const UNTOLD: Duration = Duration::from_secs(4);
+
+/// What somebody does to the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// Cut off behind its first quarter.
+    Truncated,
+    /// Another file gets its name.
+    Replaced,
+    /// Other bytes of the same length.
+    Rewritten,
+}
+
+impl Event {
+    /// Makes all ready that takes time; what is given lets it happen.
+    fn prepare(self, path: &Path) -> Result<Box<dyn FnOnce() -> Result<()>>> {
+        let (file, path) = (File::options().write(true).open(path)?, path.to_owned());
+        Ok(match self {
+            Self::Truncated => Box::new(move || Ok(file.set_len(LEN / 4)?)),
+            Self::Replaced => {
+                let other = path.with_extension("new");
+                image_of(&other, NEW)?;
+                Box::new(move || Ok(fs::rename(&other, &path)?))
+            }
+            Self::Rewritten => {
+                let bytes = whole(NEW);
+                Box::new(move || Ok(file.write_all_at(&bytes, 0)?))
+            }
+        })
+    }
+}
+
+fn whole(version: u64) -> Vec<u8> {
+    versioned(version, 0, usize::try_from(LEN).unwrap_or(0))
+}
+
+fn image_of(path: &Path, version: u64) -> Result<()> {
+    fs::write(path, whole(version)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn memory(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    all_events(board, backend, &scratch.file("image"), &scratch.file("image"), Duration::ZERO)
+}
+
+fn disk(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let (device, dir) = (image::blank(scratch.file("ext4"), 64 << 20)?, scratch.file("mounted"));
+    fs::create_dir_all(&dir)?;
+    tool::run("mkfs.ext4", ["-q".as_ref(), device.as_os_str()])?;
+    tool::run("mount", ["-o".as_ref(), "loop".as_ref(), device.as_os_str(), dir.as_os_str()])?;
+    let done = all_events(board, backend, &dir.join("image"), &dir.join("image"), Duration::ZERO);
+    tool::run("umount", ["-l".as_ref(), dir.as_os_str()])?;
+    done
+}
+
+fn nfs(board: &Board, backend: Backend) -> Result<()> {
+    let mut server = Server::start()?;
+    for (name, version) in [("v3", Version::V3), ("v42", Version::V42)] {
+        let dir = server.mount(name, version, "hard")?;
+        all_events(board, backend, &server.file("image"), &dir.join("image"), UNTOLD)
+            .with_context(|| format!("NFS {version:?}"))?;
+    }
+    Ok(())
+}
+
+fn cifs(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let mut server = Samba::start(&scratch)?;
+    let dir = server.mount("changed", "hard")?;
+    all_events(board, backend, &server.file("image"), &dir.join("image"), UNTOLD)
+}
+
+/// `theirs` is the file as whoever changes it has it, `ours` as the drive has it.
+fn all_events(board: &Board, backend: Backend, theirs: &Path, ours: &Path, untold: Duration) -> Result<()> {
+    for event in [Event::Truncated, Event::Replaced, Event::Rewritten] {
+        image_of(theirs, OLD)?;
+        one_event(board, backend, event, theirs, ours, untold).with_context(|| format!("{event:?}"))?;
+        fs::remove_file(theirs)?;
+    }
+    Ok(())
+}
+
+/// One read of the host.
+#[derive(Clone, Debug)]
+struct Seen {
+    begun: Instant,
+    ended: Instant,
+    /// The versions that its bytes are of, if it got any.
+    got: Option<Vec<u64>>,
+}
+
+fn one_event(
+    board: &Board,
+    backend: Backend,
+    event: Event,
+    theirs: &Path,
+    ours: &Path,
+    untold: Duration,
+) -> Result<()> {
+    let mut rig = Rig::start(board, backend, &Setup::of([Drive::disk().with(ours)]))?;
+    let lun = rig.lun(0)?;
+    let events = rig.daemon()?.events()?;
+    let happen = event.prepare(theirs)?;
+    let (reads, enough) = (Mutex::new(Vec::new()), AtomicBool::new(false));
+    let count = || reads.lock().map_or(0, |reads: std::sync::MutexGuard<'_, Vec<Seen>>| reads.len());
+    let (changed, told) = thread::scope(|scope| {
+        let host = scope.spawn(|| read_on(&lun, &reads, &enough));
+        let told = (|| {
+            // Each read opens the drive, which prevents removal, of which whoever has subscribed is told.
+            wait_until(PATIENCE, "the host reads", || count() > 8 && !events.seen().is_empty())?;
+            let changed = Instant::now();
+            happen()?;
+            events.await_event("source_changed", |event| event["drive"] == 0)?;
+            let told = Instant::now();
+            let before = count();
+            wait_until(PATIENCE, "the host reads on", || count() > before + 16)?;
+            Ok::<_, anyhow::Error>((changed, told))
+        })();
+        enough.store(true, Ordering::Relaxed);
+        host.join().map_err(|_| anyhow!("the host panicked"))?.and(told)
+    })?;
+    let reads = reads.into_inner().map_err(|_| anyhow!("the host panicked"))?;
+    judge(event, &reads, changed, told, untold)?;
+    if event != Event::Replaced {
+        let outcome = scsi::command(&lun, &[0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], Data::In(4096))?;
+        ensure!(outcome.has_sense("Medium Error", ""), "after the change: {}", outcome.text);
+    }
+    // It lives on, and so does the drive.
+    let other = board.scratch()?;
+    image_of(&other.file("other"), NEW)?;
+    lun.settle()?;
+    rig.force_eject(0)?;
+    rig.insert(0, &other.file("other"))?;
+    scsi::drain_attentions(&lun)?;
+    ensure!(lun.read_at(0, STEP)? == versioned(NEW, 0, STEP), "another image is not read");
+    rig.stop()
+}
+
+/// Reads places in no order, past the host's cache.
+fn read_on(lun: &Lun, reads: &Mutex<Vec<Seen>>, enough: &AtomicBool) -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(43);
+    while !enough.load(Ordering::Relaxed) {
+        let at = random.u64(..LEN / u64::try_from(STEP)?) * u64::try_from(STEP)?;
+        let begun = Instant::now();
+        let read = lun.read_at(at, STEP);
+        let ended = Instant::now();
+        let got = match &read {
+            Ok(bytes) => Some(image::versions_in(bytes, at, &[OLD, NEW])?),
+            Err(_) => None,
+        };
+        reads.lock().map_err(|_| anyhow!("poisoned"))?.push(Seen { begun, ended, got });
+    }
+    Ok(())
+}
+
+fn judge(event: Event, reads: &[Seen], changed: Instant, told: Instant, untold: Duration) -> Result<()> {
+    let old = [OLD].as_slice();
+    let got = |read: &Seen, versions: &[u64]| read.got.as_deref() == Some(versions);
+    let before = reads.iter().filter(|read| read.ended < changed);
+    ensure!(before.clone().all(|read| got(read, old)), "errors before anything happened");
+    let new: Vec<&Seen> = reads.iter().filter(|read| read.got.is_some() && !got(read, old)).collect();
+    let after: Vec<&Seen> = reads.iter().filter(|read| read.begun > told).collect();
+    eprintln!(
+        "{event:?}: told after {:?}; {} reads before, {} with new bytes, {} after, of which {} failed",
+        told - changed,
+        before.count(),
+        new.len(),
+        after.len(),
+        after.iter().filter(|read| read.got.is_none()).count(),
+    );
+    // Where the file system tells at once, not one; where a server has to be asked, only until it was.
+    if untold.is_zero() {
+        ensure!(new.is_empty(), "the host was given new bytes: {new:?}");
+    }
+    ensure!(new.iter().all(|read| read.begun <= told), "new bytes after the change was told: {new:?}");
+    ensure!(told - changed < untold.max(Duration::from_secs(2)), "told after {:?}", told - changed);
+    // Of a file that was only replaced, the old one is still there.
+    let wanted = |read: &&Seen| read.got.is_none() || (event == Event::Replaced && got(read, old));
+    ensure!(after.iter().all(wanted), "old bytes of a file that is another: {after:?}");
+    Ok(())
+}
