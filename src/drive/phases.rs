@@ -122,7 +122,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Where on the medium of the open command's unit these blocks are.
-    fn bytes(&self, range: BlockRange) -> Option<ByteRange> {
+    pub(super) fn bytes(&self, range: BlockRange) -> Option<ByteRange> {
         self.target.unit(self.open.lun)?.medium()?.block_size.byte_range(range)
     }
 

@@ -126,8 +126,31 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Health::Changed => Some(self.fault(FaultKind::Changed, Way::Read, None)),
             // Nothing is to be stored.
             Health::Offline { .. } if op == MediaOp::Unload && !loaded.is_dirty() => None,
+            Health::Offline { .. } if self.is_here(lun, op) => None,
             Health::Offline { .. } => Some(sense::BECOMING_READY),
         }
+    }
+
+    /// Whether a medium that fetches has already fetched all that this reads.
+    fn is_here(&self, lun: u8, op: MediaOp) -> bool {
+        let (MediaOp::Read(range) | MediaOp::ReadSectors { range, .. } | MediaOp::Verify(range)) = op else {
+            return false;
+        };
+        let image = self.loaded(lun).map(|loaded| &loaded.image);
+        let Some((image, mut range)) =
+            image.filter(|image| image.fetch_state().is_some()).zip(self.bytes(range))
+        else {
+            return false;
+        };
+        while !range.is_empty() {
+            match image.map(range) {
+                Extent::File { len, .. } | Extent::Zero { len } if len > ByteLen(0) => {
+                    range = range.split_at(len).1;
+                }
+                _ => return false,
+            }
+        }
+        true
     }
 
     pub(super) fn offline(&mut self, lun: u8, why: FaultKind, wanted: Option<ByteRange>) {

@@ -149,7 +149,9 @@ fn one_event(
             wait_until(PATIENCE, "the host reads", || count() > 8 && !events.seen().is_empty())?;
             let changed = Instant::now();
             happen()?;
-            events.await_event("source_changed", |event| event["drive"] == 0)?;
+            if told_of(event, ours) {
+                events.await_event("source_changed", |event| event["drive"] == 0)?;
+            }
             let told = Instant::now();
             let before = count();
             wait_until(PATIENCE, "the host reads on", || count() > before + 16)?;
@@ -173,6 +175,11 @@ fn one_event(
     scsi::drain_attentions(&lun)?;
     ensure!(lun.read_at(0, STEP)? == versioned(NEW, 0, STEP), "another image is not read");
     rig.stop()
+}
+
+/// Linux's CIFS client takes a file that has no name any more for one that has (`bogus file nlink value 0`).
+fn told_of(event: Event, ours: &Path) -> bool {
+    event != Event::Replaced || !ours.starts_with("/run/cifs-changed")
 }
 
 /// Reads places in no order, past the host's cache.
