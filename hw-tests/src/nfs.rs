@@ -51,9 +51,7 @@ impl Server {
         let mut server = Self { daemons: Vec::new(), mounts: Vec::new() };
         server.spawn(program(&programs, "sbin/rpcbind").args(["-f", "-w"]))?;
         await_port("111")?;
-        let export = format!("127.0.0.1:{EXPORT}");
-        let options = "rw,async,no_root_squash,no_subtree_check,insecure,fsid=1";
-        must(program(&programs, "usr/sbin/exportfs").args(["-o", options, &export]))?;
+        export(&programs, 1)?;
         must(program(&programs, "usr/sbin/rpc.nfsd").args(["--no-nfs-version", "4", "--tcp", "8"]))?;
         let mountd = ["--foreground", "--no-nfs-version", "4", "--port", MOUNTD_PORT];
         server.spawn(program(&programs, "usr/sbin/rpc.mountd").args(mountd))?;
@@ -82,6 +80,16 @@ impl Server {
         tool::run("mount", ["-i", "-t", "nfs", "-o", &options, &format!("127.0.0.1:{EXPORT}"), &at])?;
         self.mounts.push(dir.clone());
         Ok(dir)
+    }
+
+    /// Exports the same anew: what clients have mounted or open is stale.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn forget(&mut self) -> Result<()> {
+        let programs = programs()?;
+        must(program(&programs, "usr/sbin/exportfs").args(["-u", &format!("127.0.0.1:{EXPORT}")]))?;
+        export(&programs, 2)
     }
 
     /// Loses every packet between server and mounts.
@@ -135,6 +143,12 @@ fn programs() -> Result<PathBuf> {
         tree.display()
     );
     Ok(tree)
+}
+
+fn export(programs: &Path, fsid: u8) -> Result<()> {
+    let options = format!("rw,async,no_root_squash,no_subtree_check,insecure,fsid={fsid}");
+    let what = format!("127.0.0.1:{EXPORT}");
+    must(program(programs, "usr/sbin/exportfs").args(["-o", &options, &what]))
 }
 
 fn program(programs: &Path, path: &str) -> Command {
