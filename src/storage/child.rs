@@ -12,7 +12,7 @@ use std::{
 
 use nix::{errno::Errno, mount::mount, unistd::alarm};
 
-use super::{Area, Protocol, credentials::Credentials};
+use super::{Area, credentials::Credentials};
 
 /// The child's own end, should its parent die before it: a little later than the parent's patience.
 const END_S: u32 = 25;
@@ -103,10 +103,7 @@ fn mount_area() -> Result<(), MountError> {
     let mut refused = Errno::EPROTONOSUPPORT;
     for version in area.versions() {
         let data = area.data(address, version, &credentials);
-        let kind = match area.source.protocol {
-            Protocol::Nfs if version != Some("3") => "nfs4",
-            protocol => protocol.name(),
-        };
+        let kind = area.source.protocol.name();
         match mount(Some(device.as_str()), &area.path, Some(kind), area.flags(), Some(data.as_str())) {
             Ok(()) => return Ok(()),
             // The server lacks the version, and says so.

@@ -94,7 +94,8 @@ fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> {
         .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))
 }
 
-/// Opens the images of the configuration, but for those in areas. To be called while a signal still ends the process: a file server may not answer.
+/// Opens the images of the configuration, but for those in areas. To be called while a signal still ends the process: a file server
+/// may not answer.
 pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
     let mut images = Vec::new();
     for (function, options) in config.functions.iter().enumerate() {
