@@ -140,6 +140,7 @@ mod tests {
     use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
     use super::*;
+    use crate::storage::Awaited;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -163,24 +164,38 @@ mod tests {
         answers: Receiver<Answer>,
     }
 
+    impl Fake {
+        /// What the test says; `None`: the end comes first.
+        fn ask(&self, asked: Asked, stop: &Stop) -> Option<Answer> {
+            self.asked.send(asked).unwrap();
+            match stop.wait_for(&self.answers, PATIENCE) {
+                Awaited::Done(Answer::Hangs) => {
+                    assert!(stop.within(PATIENCE), "no end comes");
+                    None
+                }
+                Awaited::Done(answer) => Some(answer),
+                Awaited::Stopped => None,
+                Awaited::Dead | Awaited::Late => panic!("no answer"),
+            }
+        }
+    }
+
     impl Mounter for Fake {
         type Error = String;
 
         fn mount(&mut self, stop: &Stop) -> Result<(), String> {
-            self.asked.send(Asked::Mount).unwrap();
-            match self.answers.recv_timeout(PATIENCE).unwrap() {
-                Answer::Mount(result) => result.map_err(str::to_owned),
-                Answer::Hangs if stop.within(PATIENCE) => Err("stopped".into()),
-                _ => panic!("another step was expected"),
+            match self.ask(Asked::Mount, stop) {
+                Some(Answer::Mount(result)) => result.map_err(str::to_owned),
+                None => Err("stopped".into()),
+                Some(_) => panic!("another step was expected"),
             }
         }
 
         fn look(&mut self, stop: &Stop) -> Look {
-            self.asked.send(Asked::Look).unwrap();
-            match self.answers.recv_timeout(PATIENCE).unwrap() {
-                Answer::Look(look) => look,
-                Answer::Hangs if stop.within(PATIENCE) => Look::Serving,
-                _ => panic!("another step was expected"),
+            match self.ask(Asked::Look, stop) {
+                Some(Answer::Look(look)) => look,
+                None => Look::Serving,
+                Some(_) => panic!("another step was expected"),
             }
         }
 

@@ -41,6 +41,8 @@ fn mounted(board: &Board, backend: Backend) -> Result<()> {
     server.cut()?;
     let mut rig = Rig::start(board, backend, &Setup::of(drives).configured(area))?;
     ensure!(state(rig.daemon()?)? != "mounted", "mounted from a server that is not there");
+    let events = rig.daemon()?.events()?;
+    let count = |name: &str| events.seen().iter().filter(|event| event["event"] == name).count();
     server.mend()?;
     await_state(rig.daemon()?, "mounted").context("the server comes late")?;
     // It stands in the configuration.
@@ -49,6 +51,8 @@ fn mounted(board: &Board, backend: Backend) -> Result<()> {
         daemon.state().is_ok_and(|state| state["drives"][1]["image"].is_object())
     })?;
     rig.insert(0, &below("a cd.iso"))?;
+    // The command line does not tell when it has subscribed; this tells that it has.
+    events.await_event("inserted", |event| event["drive"] == 0)?;
     whole(&rig, 0, &cd).context("mounted")?;
     whole(&rig, 1, &disk).context("mounted")?;
 
@@ -63,12 +67,12 @@ fn mounted(board: &Board, backend: Backend) -> Result<()> {
     for (lose, what) in
         [(unmount as fn(&mut Server) -> Result<()>, "unmounted"), (Server::forget, "forgotten")]
     {
-        let events = rig.daemon()?.events()?;
         rig.eject_when_closed(0)?;
-        events.await_event("ejected", |_| true)?;
+        let told = [count("area_lost"), count("area_mounted")];
         lose(&mut server)?;
-        events.await_event("area_lost", |event| event["area"] == "iso").context(what)?;
-        events.await_event("area_mounted", |event| event["path"] == POINT).context(what)?;
+        let is_more = || told[0] < count("area_lost") && told[1] < count("area_mounted");
+        wait_until(BACK, "the area is lost and mounted again", is_more)
+            .with_context(|| format!("{what}: {:#?}", events.seen()))?;
         rig.insert(0, &below("a cd.iso")).context(what)?;
         whole(&rig, 0, &cd).context(what)?;
     }
