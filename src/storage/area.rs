@@ -14,8 +14,8 @@ const CIFS_VERSIONS: [&str; 6] = ["3.1.1", "3.0.2", "3.02", "3.0", "3", "2.1"];
 const NFS_TRIED: [&str; 4] = ["4.2", "4.1", "4.0", "3"];
 
 const NFS_PORT: u16 = 2049;
-/// A server that is gone fails an operation after 5 + 10 + 15 seconds: nothing that reads is stuck for ever, and the deadline of the
-/// drive comes first.
+/// A server that is gone fails an operation after 5 + 10 + 15 seconds: nothing that reads is stuck for ever, and the deadline of
+/// the drive comes first.
 const NFS_READ_ONLY: &str = "softerr,timeo=50,retrans=2";
 /// Of a server that is gone CIFS learns after twice as many seconds.
 const CIFS_ECHO_S: u32 = 10;

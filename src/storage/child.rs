@@ -1,5 +1,5 @@
-//! The process that mounts one area: `ringdrived --mount-area`, with the area as JSON on its standard input. It is a process because
-//! name servers and mount(2) wait for as long as they like, and of a process a signal makes an end.
+//! The process that mounts one area: `ringdrived --mount-area`, with the area as JSON on its standard input. It is a process
+//! because name servers and mount(2) wait for as long as they like, and a signal can end a process.
 //!
 //! It ends with 0, or says on its standard output why not.
 

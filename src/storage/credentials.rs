@@ -1,5 +1,5 @@
-//! Who we are to a CIFS server: `username=`, `password=` and `domain=` lines, as mount.cifs(8) has them, in a file that only its owner
-//! may read. Read by the process that mounts, at each try, and by nobody else.
+//! Who we are to a CIFS server: `username=`, `password=` and `domain=` lines, as mount.cifs(8) has them, in a file that only its
+//! owner may read. Read by the process that mounts, at each try, and by nobody else.
 
 use std::{
     fmt,
