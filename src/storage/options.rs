@@ -1,5 +1,5 @@
 //! The mount options that may be given. What is not in these lists is refused: some options undo what makes a mount safe (`suid`,
-//! `dev`, `addr`), some show secrets (`password`), and those of a server that lies must not reach the kernel at all.
+//! `dev`, `addr`), and some show secrets (`password`).
 
 use std::ops::RangeInclusive;
 
