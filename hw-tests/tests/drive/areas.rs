@@ -13,7 +13,6 @@ use hw_tests::nfs::Server;
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::tool;
 use hw_tests::wait::wait_until;
-use serde_json::Value;
 
 use crate::{Case, DAEMON};
 
