@@ -4,6 +4,7 @@
 //! lengths fit the INQUIRY fields, no key is unknown. Whether an image or a UDC exists is for the room that opens it.
 //! `docs/configuration.md` lists every key; a test keeps it, the example beside it and this file the same.
 
+mod area;
 mod drive;
 mod source;
 mod url;
@@ -20,7 +21,7 @@ use source::Source;
 use toml::Spanned;
 
 pub use self::url::CACHE_DEFAULT;
-use self::{drive::RawDrive, url::RawUrl};
+use self::{area::RawArea, drive::RawDrive, url::RawUrl};
 
 use crate::{
     bot::StallPolicy,
@@ -28,6 +29,7 @@ use crate::{
     media::url::CacheOptions,
     schedule::Schedule,
     scsi::Kind,
+    storage::Area,
     units::BlockSize,
 };
 
@@ -54,6 +56,8 @@ pub struct Config {
     pub gadget: Gadget,
     /// Images behind URLs.
     pub url: CacheOptions,
+    /// File servers to mount, at most [`crate::storage::AREAS_MAX`].
+    pub areas: Vec<Area>,
     /// 1 to [`FUNCTIONS_MAX`] functions, each with 1 to [`DRIVES_PER_FUNCTION_MAX`] drives.
     pub functions: Vec<Function>,
 }
@@ -206,6 +210,7 @@ impl Config {
         let control = raw.control.check(&source)?;
         let gadget = raw.gadget.check(&source)?;
         let url = raw.url.check(&source)?;
+        let areas = area::check_areas(raw.area, &source)?;
         let serial = match &gadget {
             Gadget::Own(own) => own.serial.clone(),
             Gadget::Guest => machine_serial(),
@@ -214,7 +219,7 @@ impl Config {
             None => vec![default_function(&serial)],
             Some(raw) => check_functions(raw, &source, &serial)?,
         };
-        Ok(Self { control, gadget, url, functions })
+        Ok(Self { control, gadget, url, areas, functions })
     }
 }
 
@@ -254,6 +259,8 @@ struct RawConfig {
     gadget: RawGadget,
     #[serde(default)]
     url: RawUrl,
+    #[serde(default)]
+    area: Vec<Spanned<RawArea>>,
     function: Option<Vec<Spanned<RawFunction>>>,
 }
 

@@ -60,9 +60,8 @@ impl Server {
         let mut server = Self { daemons: Vec::new(), mounts: Vec::new() };
         server.spawn(program(&programs, "sbin/rpcbind").args(["-f", "-w"]))?;
         await_port("111")?;
-        let export = format!("127.0.0.1:{EXPORT}");
-        let options = "rw,async,no_root_squash,no_subtree_check,insecure,fsid=0";
-        must(program(&programs, "usr/sbin/exportfs").args(["-o", options, &export]))?;
+        // As 0 it is the root of what version 4 serves.
+        export(&programs, 0)?;
         must(program(&programs, "usr/sbin/rpc.nfsd").args(["--tcp", "8"]))?;
         // There are no clients of before that it would wait for.
         fs::write("/proc/fs/nfsd/v4_end_grace", "Y")?;
@@ -102,6 +101,16 @@ impl Server {
         tool::run("mount", ["-i", "-t", kind, "-o", &options, &from, &at])?;
         self.mounts.push(dir.clone());
         Ok(dir)
+    }
+
+    /// Exports the same anew: what clients have mounted or open is stale.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn forget(&mut self) -> Result<()> {
+        let programs = programs()?;
+        must(program(&programs, "usr/sbin/exportfs").args(["-u", &format!("127.0.0.1:{EXPORT}")]))?;
+        export(&programs, 2)
     }
 
     /// Loses every packet between server and mounts.
@@ -155,6 +164,12 @@ fn programs() -> Result<PathBuf> {
         tree.display()
     );
     Ok(tree)
+}
+
+fn export(programs: &Path, fsid: u8) -> Result<()> {
+    let options = format!("rw,async,no_root_squash,no_subtree_check,insecure,fsid={fsid}");
+    let what = format!("127.0.0.1:{EXPORT}");
+    must(program(programs, "usr/sbin/exportfs").args(["-o", &options, &what]))
 }
 
 fn program(programs: &Path, path: &str) -> Command {

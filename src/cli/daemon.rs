@@ -26,4 +26,8 @@ pub struct DaemonArgs {
     /// Only check the configuration.
     #[arg(long)]
     pub check: bool,
+
+    /// What the daemon starts itself with to mount one area, which it gives on standard input.
+    #[arg(long, hide = true)]
+    pub mount_area: bool,
 }

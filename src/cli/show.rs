@@ -11,6 +11,7 @@ use crate::drive::{EjectedBy, Event, HostState, ImageState};
 use crate::gadget::Speed;
 use crate::media::SourceState;
 use crate::scsi::Kind;
+use crate::storage::{AreaReport, AreaState};
 use crate::units::ByteLen;
 
 /// Reads a result as `T`.
@@ -21,15 +22,41 @@ pub(super) fn typed<T: for<'de> Deserialize<'de>>(value: &Value) -> Result<T, Cl
 #[derive(Deserialize)]
 struct State {
     drives: Vec<DriveReport>,
+    #[serde(default)]
+    areas: Vec<AreaReport>,
 }
 
-/// The table of `state`.
+/// The table of `state`, and one of the areas where there are some.
 pub(super) fn state(result: &Value) -> Result<String, ClientError> {
-    let State { drives } = typed(result)?;
+    let State { drives, areas } = typed(result)?;
     let mut rows =
         vec![["DRIVE", "NAME", "KIND", "MODE", "SIZE", "HOST", "FLAGS", "IMAGE"].map(str::to_owned)];
     rows.extend(drives.iter().map(row));
-    Ok(table(&rows))
+    let mut text = table(&rows);
+    if !areas.is_empty() {
+        let mut rows = vec![["AREA", "STATE", "MODE", "SOURCE", "PATH"].map(str::to_owned)];
+        rows.extend(areas.iter().map(area_row));
+        text.push('\n');
+        text.push_str(&table(&rows));
+        for area in &areas {
+            if let Some(cause) = &area.cause {
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "{}: {}", printable(&area.name), printable(cause));
+            }
+        }
+    }
+    Ok(text)
+}
+
+fn area_row(area: &AreaReport) -> [String; 5] {
+    let state = match area.state {
+        AreaState::Connecting => "connecting",
+        AreaState::Mounted => "mounted",
+        AreaState::Failed => "failed",
+    };
+    let mode = if area.rw { "rw" } else { "ro" };
+    let (source, path) = (printable(&area.source), printable(&area.path));
+    [printable(&area.name), state.to_owned(), mode.to_owned(), source, path]
 }
 
 fn row(report: &DriveReport) -> [String; 8] {
@@ -167,6 +194,12 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         }
         Event::SourceFailed { drive, image, cause } => {
             format!("drive {}: {} has failed for good: {}\n", drive.0, printable(&image), printable(&cause))
+        }
+        Event::AreaMounted { area, source, path } => {
+            format!("area {}: {} is mounted on {}\n", printable(&area), printable(&source), printable(&path))
+        }
+        Event::AreaLost { area, cause } => {
+            format!("area {} cannot be used: {}\n", printable(&area), printable(&cause))
         }
         Event::Fetching { drive, image, here, total } => {
             let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();

@@ -54,7 +54,8 @@ fn the_usual_drives_are_what_writing_them_out_gives() {
 fn example_uncommented() -> String {
     let key = |line: &str| {
         let word = line.strip_prefix('#').and_then(|rest| rest.split(" = ").next())?;
-        word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then(|| line.replacen('#', "", 1))
+        let is_key = word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        (is_key || word.starts_with("[[")).then(|| line.replacen('#', "", 1))
     };
     EXAMPLE.lines().map(|line| key(line).unwrap_or_else(|| line.to_owned()) + "\n").collect()
 }
@@ -76,6 +77,8 @@ fn the_example_in_the_manual_is_right_with_all_of_its_keys() {
     assert!(flash.rw);
     assert_eq!(flash.image.as_deref(), Some(Path::new("/srv/images/flash.img")));
     assert_eq!(flash.serial, "0123456789AB-1");
+    let areas: Vec<_> = config.areas.iter().map(|area| area.source.to_string()).collect();
+    assert_eq!(areas, ["nfs://10.0.0.5/srv/iso", "cifs://nas.example/images"]);
 }
 
 /// The keys that the parser itself names when it meets one that it does not know.
@@ -93,6 +96,7 @@ fn every_key_is_in_the_manual_and_in_the_example_and_the_manual_lists_no_other()
         ("[control]", format!("[control]\n{unknown}")),
         ("[gadget]", format!("[gadget]\n{unknown}")),
         ("[url]", format!("[url]\n{unknown}")),
+        ("[[area]]", format!("[[area]]\n{unknown}")),
         ("[[function]]", format!("[[function]]\n{unknown}")),
         ("[[function.drive]]", with_drive(unknown)),
     ];

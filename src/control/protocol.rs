@@ -200,6 +200,8 @@ pub const fn event_name(event: &Event) -> &'static str {
         Event::SourceOnline { .. } => "source_online",
         Event::SourceChanged { .. } => "source_changed",
         Event::SourceFailed { .. } => "source_failed",
+        Event::AreaMounted { .. } => "area_mounted",
+        Event::AreaLost { .. } => "area_lost",
         Event::Failed { .. } => "failed",
         Event::Fetching { .. } => "fetching",
         Event::Fetched { .. } => "fetched",
@@ -207,7 +209,7 @@ pub const fn event_name(event: &Event) -> &'static str {
 }
 
 /// Every [`event_name`].
-pub const EVENTS: [&str; 16] = [
+pub const EVENTS: [&str; 18] = [
     "inserted",
     "ejected",
     "prevented",
@@ -216,6 +218,8 @@ pub const EVENTS: [&str; 16] = [
     "source_online",
     "source_changed",
     "source_failed",
+    "area_mounted",
+    "area_lost",
     "connected",
     "disconnected",
     "reset",

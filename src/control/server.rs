@@ -27,6 +27,7 @@ use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX, stats};
 use crate::config;
 use crate::drive::Handle;
 use crate::media::url::Cache;
+use crate::storage::AreaReport;
 
 /// Connections accepted before clients have their turn again.
 const ACCEPTS_PER_TURN: usize = 16;
@@ -46,6 +47,10 @@ pub trait Daemon: Send + Sync {
     /// Where images behind URLs are fetched to; `None`: they are refused.
     fn cache(&self) -> Option<&Arc<Cache>> {
         None
+    }
+    /// The storage areas. Called on the server's thread; must not block.
+    fn areas(&self) -> Vec<AreaReport> {
+        Vec::new()
     }
 }
 

@@ -91,14 +91,14 @@ impl Service {
         self.daemon.shutdown();
     }
 
-    /// Adds to the states what only the server knows.
+    /// Adds to the states what only the server and the daemon know.
     pub(super) fn report(&self, drives: Vec<DriveState>) -> Value {
         let locked = |state: &DriveState| {
             self.drives.get(usize::from(state.drive.0)).is_some_and(|place| place.key.is_some())
         };
         let reports: Vec<_> =
             drives.into_iter().map(|drive| DriveReport { locked: locked(&drive), drive }).collect();
-        json!({"drives": reports})
+        json!({"drives": reports, "areas": self.daemon.areas()})
     }
 
     fn stats(&self, at: usize, pending: Pending) {

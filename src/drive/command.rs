@@ -212,6 +212,22 @@ pub enum Event {
         /// Why, for a person.
         cause: String,
     },
+    /// A storage area can be used, for the first time or again.
+    AreaMounted {
+        /// Its name.
+        area: String,
+        /// The server, as a URL.
+        source: String,
+        /// The mount point.
+        path: String,
+    },
+    /// A storage area cannot be used, or not any more. It is tried again and again.
+    AreaLost {
+        /// Its name.
+        area: String,
+        /// Why, for a person.
+        cause: String,
+    },
     /// A command failed in a way that a person should hear of: not the everyday NOT READY, UNIT ATTENTION and ILLEGAL REQUEST.
     Failed {
         /// Which drive.

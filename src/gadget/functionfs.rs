@@ -6,7 +6,6 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::ffi::OsStringExt,
         unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
@@ -16,6 +15,7 @@ use ffs_descriptors::{ENDPOINT_DESC_LEN, InterfaceName, MaxBurst, Speed};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::error::GadgetError;
+use crate::mounts;
 
 nix::ioctl_none!(ioctl_clear_halt, b'g', 3);
 nix::ioctl_read!(ioctl_endpoint_desc, b'g', 130, [u8; ENDPOINT_DESC_LEN]);
@@ -152,66 +152,6 @@ pub(super) fn unmount_all(name: &str) -> Result<(), GadgetError> {
 
 /// Where the instance `name` is mounted.
 fn mounts_of(name: &str) -> Vec<PathBuf> {
-    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounts_in(&table, name)
-}
-
-/// From lines of proc_pid_mountinfo(5): field 5 is the mount point; after a lone `-`, the type and the source.
-fn mounts_in(table: &[u8], name: &str) -> Vec<PathBuf> {
-    let of_line = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let point = fields.nth(4)?;
-        let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
-        let is_ours = tail.next()? == b"functionfs" && tail.next()? == name.as_bytes();
-        is_ours.then(|| PathBuf::from(std::ffi::OsString::from_vec(unescape(point))))
-    };
-    table.split(|byte| *byte == b'\n').filter_map(of_line).collect()
-}
-
-/// Undoes the table's `\ooo` for blanks and backslashes.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        let octal = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
-        match tail.get(..3).filter(|_| *first == b'\\').and_then(octal) {
-            Some(byte) => {
-                out.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_are_found_by_type_and_source_with_blanks_in_their_paths() {
-        let table = b"22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n\
-            40 1 0:41 / /run/ffs/usb0 rw,relatime - functionfs usb0 rw\n\
-            41 1 0:42 / /mnt/with\\040blank\\134 rw shared:7 master:1 - functionfs usb0 rw\n\
-            42 1 0:43 / /run/ffs/usb1 rw - functionfs usb1 rw\n\
-            43 1 0:44 / /functionfs rw - tmpfs usb0 rw\n\n";
-        assert_eq!(
-            mounts_in(table, "usb0"),
-            [PathBuf::from("/run/ffs/usb0"), PathBuf::from("/mnt/with blank\\")]
-        );
-        assert!(mounts_in(table, "usb").is_empty());
-    }
-
-    #[test]
-    fn a_broken_table_is_no_mounts() {
-        for table in [&b""[..], b"\n\n", b"1 2 3", b"1 2 3 4 /x rw -", b"1 2 3 4 /x rw - functionfs"] {
-            assert!(mounts_in(table, "usb0").is_empty());
-        }
-        assert_eq!(unescape(b"a\\04"), b"a\\04");
-        assert_eq!(unescape(b"\\777"), b"\\777");
-    }
+    let is_ours = |mount: &mounts::Mount| mount.kind == "functionfs" && mount.source == name;
+    mounts::all().into_iter().filter(is_ours).map(|mount| mount.point).collect()
 }

@@ -4,6 +4,7 @@
 //! with that endpoint engine, `kernel` is `f_mass_storage`, against which the case itself is checked. Off a board all are
 //! reported as ignored, with the reason.
 
+mod areas;
 mod changed;
 mod clients;
 mod conformance;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         ("refusals", refusals::CASES),
         ("stats", stats::CASES),
         ("hang", hang::CASES),
+        ("areas", areas::CASES),
         ("killed", killed::CASES),
         ("trim", trim::CASES),
         ("urls", urls::CASES),

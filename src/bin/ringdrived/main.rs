@@ -5,7 +5,7 @@ mod assembly;
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::Assembly;
+use assembly::{Assembly, Later};
 use clap::Parser;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -18,9 +18,11 @@ use nix::{
 use ringdrive::{
     cli::DaemonArgs,
     config::Config,
-    control::{self, Daemon, FunctionHandle, Server},
+    control::{self, Daemon, EventSink, FunctionHandle, Server},
+    drive::Event,
     gadget::Gadget,
     media::url::Cache,
+    storage::{self, Area, AreaReport, Areas, News},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -29,6 +31,9 @@ const LOOK_AFTER_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let args = DaemonArgs::parse();
+    if args.mount_area {
+        return storage::mount_for_parent();
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -62,13 +67,16 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
 
     let server = Server::bind(&config.control)?;
     let events = server.events();
-    let assembly = Assembly::new(&config, images, move |event| events.publish(event))?;
+    let drive_events = events.clone();
+    let assembly = Assembly::new(&config, images, move |event| drive_events.publish(event))?;
+    let areas = Arc::new(start_areas(&config, &assembly, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole {
         gadget: Arc::clone(&assembly.gadget),
         shutdown: Arc::clone(&shutdown),
         cache: Cache::new(config.url.clone()),
+        areas: Arc::clone(&areas),
     };
     let functions = assembly
         .functions()
@@ -84,10 +92,33 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     notify(sd_notify::NotifyState::Stopping);
     leave_at_second(signals);
     let stopped = stop(control, assembly);
+    // After what was written to images in them; the control thread, which held them too, has ended.
+    drop(areas);
     match (ended, stopped) {
         (Err(ended), Err(stopped)) => Err(ended.context(stopped.to_string())),
         (ended, stopped) => ended.and(stopped),
     }
+}
+
+/// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
+fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyhow::Result<Areas> {
+    let later = Arc::new(assembly.later(config));
+    let tell = move |area: &Area, news: News| {
+        let name = area.name.clone();
+        match news {
+            News::Mounted => {
+                let (source, path) = (area.source.to_string(), area.path.display().to_string());
+                tracing::info!(area = name, source, path, "mounted");
+                events.publish(Event::AreaMounted { area: name, source, path });
+                Later::insert_all_below(&later, &area.path);
+            }
+            News::Lost { cause } => {
+                tracing::warn!(area = name, cause, "an area cannot be used");
+                events.publish(Event::AreaLost { area: name, cause });
+            }
+        }
+    };
+    Areas::start(config.areas.clone(), tell).context("cannot start the threads of the areas")
 }
 
 /// Whoever asks twice does not want to wait for storage that does not answer; the kernel takes the gadget off the bus.
@@ -142,6 +173,7 @@ struct Whole {
     gadget: Arc<Gadget>,
     shutdown: Arc<EventFd>,
     cache: Arc<Cache>,
+    areas: Arc<Areas>,
 }
 
 impl Daemon for Whole {
@@ -156,5 +188,9 @@ impl Daemon for Whole {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn areas(&self) -> Vec<AreaReport> {
+        self.areas.report()
     }
 }
