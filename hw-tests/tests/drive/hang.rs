@@ -44,6 +44,7 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
     let scratch = board.scratch()?;
     let mut server = Server::start()?;
     let local = image::random(scratch.file("local"), 90, 4)?;
+    let other = image::random(scratch.file("other"), 89, 4)?;
     for (seed, (name, options)) in (91..).zip([("hard", "hard"), ("soft", "soft,timeo=5,retrans=2")]) {
         let dir = server.mount(name, Version::V3, options)?;
         let file = format!("{name}.img");
@@ -61,7 +62,7 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
         if name == "hard" {
             writes(&run, &server.file(&file), seed).with_context(|| format!("{name} mount, writes"))?;
         }
-        ejected(&run, &local).with_context(|| format!("{name} mount, eject"))?;
+        ejected(&run, &other).with_context(|| format!("{name} mount, eject"))?;
         rig.stop()?;
     }
     Ok(())

@@ -142,9 +142,9 @@ fn read_whole(board: &Board, backend: Backend) -> Result<()> {
         let kept = fetch().context("no fetch in the state")?["kept"].as_str().map(PathBuf::from);
         let kept = kept.context("it was not kept")?;
         ensure!(image::sha_of_file(&kept)? == wanted, "what was kept is another");
+        lun.settle()?;
         let said = rig.daemon()?.cli(&["eject", "cd"])?;
         ensure!(said.contains(name), "ejected: {said}");
-        lun.settle()?;
     }
     rig.stop()
 }
