@@ -1,11 +1,12 @@
 //! On the board: makes each source, has it served by the kernel and then by us, and prints what it measured, a JSON object a
 //! line.
 
+use std::cmp::Ordering;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use xshell::{Shell, cmd};
+use xshell::Shell;
 
 use super::plan::{KIB, MIB, Pattern, Scale, Source, Test, float};
 use super::served::{Medium, Served};
@@ -14,29 +15,15 @@ use super::{Engine, OnBoardArgs, enumeration, fio, image::Image, memory};
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
 
-/// What one run, or the best of several, came to.
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    mb_s: f64,
-    serving: u64,
-    board: u64,
-}
-
-impl Figures {
-    fn or_better(self, other: Self) -> Self {
-        Self {
-            mb_s: self.mb_s.max(other.mb_s),
-            serving: self.serving.min(other.serving),
-            board: self.board.min(other.board),
-        }
-    }
+/// The one in the middle: neither of a run that the board disturbed, nor of one that happened to meet the link's ticks well.
+fn median<T: PartialOrd + Copy>(mut figures: Vec<T>) -> Option<T> {
+    figures.sort_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    figures.get(figures.len() / 2).copied()
 }
 
 /// Runs all tests; see the module.
 pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     let shell = Shell::new()?;
-    // It would read from the drive whenever a program that had it open for writing is done with it.
-    cmd!(shell, "udevadm control --exit").quiet().run()?;
     fio::meter_first(&shell)?;
     let mut enumerated = false;
     for &source in &args.sources {
@@ -80,32 +67,33 @@ fn measure(
     let run = |test, amount| fio::run(disk, server, test, amount).with_context(context);
     run(WARM_UP, 64 * KIB)?;
     // What starting and ending a test costs the board: known, and taken off.
-    let mut start = u64::MAX;
-    for _ in 0..WARM_UP.repeats(source) {
-        start = start.min(run(WARM_UP, 4 * KIB)?.used.board);
-    }
+    let starts: Result<Vec<u64>> =
+        (0..WARM_UP.repeats(source)).map(|_| Ok(run(WARM_UP, 4 * KIB)?.used.board)).collect();
+    let start = median(starts?).context("no repeats")?;
     for test in source.tests(args.speed, args.scale) {
         let amount = test.amount(source, args.speed, args.scale);
         for _ in 0..source.rehearsals() {
             image.settle()?;
             run(test, amount)?;
         }
-        let mut best: Option<Figures> = None;
+        let mut outcomes = Vec::new();
         for _ in 0..test.repeats(source) {
             image.settle()?;
-            let fio::Outcome { mb_s, used } = run(test, amount)?;
-            let figures = Figures { mb_s, serving: used.serving, board: used.board.saturating_sub(start) };
-            best = Some(best.map_or(figures, |best| best.or_better(figures)));
+            outcomes.push(run(test, amount)?);
         }
-        let best = best.context("no repeats")?;
+        let each = |figure: fn(&fio::Outcome) -> u64| {
+            median(outcomes.iter().map(figure).collect()).context("no repeats")
+        };
+        let mb_s = median(outcomes.iter().map(|outcome| outcome.mb_s).collect()).context("no repeats")?;
+        let (serving, board) = (each(|outcome| outcome.used.serving)?, each(|outcome| outcome.used.board)?);
         let mib = float(amount) / float(MIB);
         let line = json!({
             "source": source.name(),
             "test": test.name(),
             "by": by,
-            "mb_s": best.mb_s,
-            "cpu_us_per_mib": float(best.serving) / 1e3 / mib,
-            "board_us_per_mib": float(best.board) / 1e3 / mib,
+            "mb_s": mb_s,
+            "cpu_us_per_mib": float(serving) / 1e3 / mib,
+            "board_us_per_mib": float(board.saturating_sub(start)) / 1e3 / mib,
         });
         println!("{line}");
     }

@@ -148,8 +148,8 @@ impl Test {
         }
     }
 
-    /// How often a test counts. What else the board does now and then can only take from a run, never add to it, so the best
-    /// of each figure is the one that repeats. A network and a write-back that is under way have more chances to disturb.
+    /// How often a test counts: an odd number, of which each figure's median is kept. A network and a write-back that is under
+    /// way have more chances to disturb.
     pub(super) fn repeats(self, source: Source) -> u32 {
         let written_back = source == Source::Ext4 && self.pattern == Pattern::Write && self.block == MIB;
         if source == Source::Nfs || written_back { 5 } else { 3 }
