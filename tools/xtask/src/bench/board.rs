@@ -1,7 +1,6 @@
 //! On the board: makes each source, has it served by the kernel and then by us, and prints what it measured, a JSON object a
 //! line.
 
-use std::cmp::Ordering;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -15,10 +14,11 @@ use super::{Engine, OnBoardArgs, enumeration, fio, image::Image, memory};
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
 
-/// The one in the middle: neither of a run that the board disturbed, nor of one that happened to meet the link's ticks well.
-fn median<T: PartialOrd + Copy>(mut figures: Vec<T>) -> Option<T> {
-    figures.sort_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
-    figures.get(figures.len() / 2).copied()
+/// Of figures of which less is better, the one that is kept; see [`Source::luck`].
+fn kept(source: Source, figures: impl Iterator<Item = f64>) -> Result<f64> {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(source.luck()).copied().context("no repeats")
 }
 
 /// Runs all tests; see the module.
@@ -67,9 +67,11 @@ fn measure(
     let run = |test, amount| fio::run(disk, server, test, amount).with_context(context);
     run(WARM_UP, 64 * KIB)?;
     // What starting and ending a test costs the board: known, and taken off.
-    let starts: Result<Vec<u64>> =
-        (0..WARM_UP.repeats(source)).map(|_| Ok(run(WARM_UP, 4 * KIB)?.used.board)).collect();
-    let start = median(starts?).context("no repeats")?;
+    let mut starts = Vec::new();
+    for _ in 0..WARM_UP.repeats(source, args.scale) {
+        starts.push(float(run(WARM_UP, 4 * KIB)?.used.board));
+    }
+    let start = kept(source, starts.into_iter())?;
     for test in source.tests(args.speed, args.scale) {
         let amount = test.amount(source, args.speed, args.scale);
         for _ in 0..source.rehearsals() {
@@ -77,23 +79,22 @@ fn measure(
             run(test, amount)?;
         }
         let mut outcomes = Vec::new();
-        for _ in 0..test.repeats(source) {
+        for _ in 0..test.repeats(source, args.scale) {
             image.settle()?;
             outcomes.push(run(test, amount)?);
         }
-        let each = |figure: fn(&fio::Outcome) -> u64| {
-            median(outcomes.iter().map(figure).collect()).context("no repeats")
-        };
-        let mb_s = median(outcomes.iter().map(|outcome| outcome.mb_s).collect()).context("no repeats")?;
-        let (serving, board) = (each(|outcome| outcome.used.serving)?, each(|outcome| outcome.used.board)?);
-        let mib = float(amount) / float(MIB);
+        let least = |figure: fn(&fio::Outcome) -> f64| kept(source, outcomes.iter().map(figure));
+        let mb_s = 1.0 / least(|outcome| 1.0 / outcome.mb_s)?;
+        let serving = least(|outcome| float(outcome.used.serving))?;
+        let board = least(|outcome| float(outcome.used.board))? - start;
+        let us_per_mib = |nanoseconds: f64| nanoseconds / 1e3 / (float(amount) / float(MIB));
         let line = json!({
             "source": source.name(),
             "test": test.name(),
             "by": by,
             "mb_s": mb_s,
-            "cpu_us_per_mib": float(serving) / 1e3 / mib,
-            "board_us_per_mib": float(board.saturating_sub(start)) / 1e3 / mib,
+            "cpu_us_per_mib": us_per_mib(serving),
+            "board_us_per_mib": us_per_mib(board),
         });
         println!("{line}");
     }
