@@ -50,10 +50,9 @@ impl Source {
         if self == Self::Nfs { 2 } else { 0 }
     }
 
-    /// How many of the best runs of each figure are taken for luck: the next is kept. What else the board does now and then can
-    /// only take from a run; but a local one may now and then meet the link's ticks better than all others.
-    pub(super) fn luck(self) -> usize {
-        if self == Self::Nfs { 0 } else { 1 }
+    /// How long all runs of a test take together, at least.
+    pub(super) fn seconds(self, scale: Scale) -> f64 {
+        if self == Self::Nfs && scale == Scale::Full { 10.0 } else { 0.0 }
     }
 
     /// The tests that say something about this source.
@@ -154,7 +153,7 @@ impl Test {
         }
     }
 
-    /// How often a test counts. What writes back meanwhile, and a network, have more chances to disturb.
+    /// How often a test counts, at least. What writes back meanwhile, and a network, have more chances to disturb.
     pub(super) fn repeats(self, source: Source, scale: Scale) -> u32 {
         let written_back = source == Source::Ext4 && self.pattern == Pattern::Write && self.block == MIB;
         if scale == Scale::Full || source == Source::Nfs || written_back { 5 } else { 3 }
