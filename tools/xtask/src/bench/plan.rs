@@ -52,7 +52,11 @@ impl Source {
 
     /// How long all runs of a test take together, at least.
     pub(super) fn seconds(self, scale: Scale) -> f64 {
-        if self == Self::Nfs && scale == Scale::Full { 10.0 } else { 0.0 }
+        match (self, scale) {
+            (Self::Nfs, Scale::Full) => 10.0,
+            (Self::Nfs, Scale::Short) => 6.0,
+            (Self::Tmpfs | Self::Ext4, _) | (Self::Nfs, Scale::Quick) => 0.0,
+        }
     }
 
     /// The tests that say something about this source.
