@@ -362,10 +362,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         (self.events)(event);
     }
 
-    pub(super) fn drive(&self, lun: u8) -> Option<&Drive> {
-        self.drives.get(usize::from(lun))
-    }
-
     pub(super) fn drive_mut(&mut self, lun: u8) -> Option<&mut Drive> {
         self.drives.get_mut(usize::from(lun))
     }

@@ -230,13 +230,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn eject(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
-        let Some(loaded) = self.drive(lun).and_then(|drive| drive.loaded.as_ref()) else {
+        let Some(loaded) = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref()) else {
             return reply.send(Err(Refusal::Empty));
         };
-        if !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented) {
-            if let Some(unit) = self.target.unit_mut(lun) {
-                unit.request_eject();
-            }
+        if !force && let Some(unit) = self.target.unit_mut(lun).filter(|unit| unit.prevented()) {
+            unit.request_eject();
             return reply.send(Err(Refusal::Prevented));
         }
         if loaded.lost && !force {
