@@ -23,11 +23,12 @@ const REHEARSAL: Test = Test { pattern: Pattern::Read, block: MIB };
 /// all others: so the best is taken for luck. A network never does the same twice: so the mean.
 fn kept(source: Source, figures: impl Iterator<Item = f64>) -> Result<f64> {
     let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    let count: u32 = figures.len().try_into()?;
     match source {
-        Source::Nfs => Ok(figures.iter().sum::<f64>() / f64::from(count)),
-        Source::Tmpfs | Source::Ext4 => figures.get(1).copied().context("no repeats"),
+        Source::Nfs => Ok(figures.iter().sum::<f64>() / f64::from(u32::try_from(figures.len())?)),
+        Source::Tmpfs | Source::Ext4 => {
+            figures.sort_by(f64::total_cmp);
+            figures.get(1).copied().context("no repeats")
+        }
     }
 }
 
@@ -90,19 +91,16 @@ fn measure(
         }
         let mut outcomes = Vec::new();
         let mut seconds = 0.0;
-        for number in 0.. {
-            if number >= test.repeats(source, args.scale) && seconds >= source.seconds(args.scale) {
-                break;
-            }
+        while outcomes.len() < test.repeats(source, args.scale) || seconds < source.seconds(args.scale) {
             image.settle()?;
             let outcome = run(test, amount)?;
             seconds += float(amount) / 1e6 / outcome.mb_s;
             outcomes.push(outcome);
         }
-        let least = |figure: fn(&fio::Outcome) -> f64| kept(source, outcomes.iter().map(figure));
-        let mb_s = 1.0 / least(|outcome| 1.0 / outcome.mb_s)?;
-        let serving = least(|outcome| float(outcome.used.serving))?;
-        let board = least(|outcome| float(outcome.used.board))? - start;
+        let of_all = |figure: fn(&fio::Outcome) -> f64| kept(source, outcomes.iter().map(figure));
+        let mb_s = 1.0 / of_all(|outcome| 1.0 / outcome.mb_s)?;
+        let serving = of_all(|outcome| float(outcome.used.serving))?;
+        let board = of_all(|outcome| float(outcome.used.board))? - start;
         let us_per_mib = |nanoseconds: f64| nanoseconds / 1e3 / (float(amount) / float(MIB));
         let line = json!({
             "source": source.name(),

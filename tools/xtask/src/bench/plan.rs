@@ -45,7 +45,7 @@ impl Source {
         self != Self::Nfs
     }
 
-    /// How often a test is done before it counts. A connection's congestion window goes on growing from one run to the next.
+    /// How many runs that do not count come before a test. A connection's congestion window goes on growing from one run to the next.
     pub(super) fn rehearsals(self) -> u32 {
         if self == Self::Nfs { 2 } else { 0 }
     }
@@ -158,7 +158,7 @@ impl Test {
     }
 
     /// How often a test counts, at least. What writes back meanwhile, and a network, have more chances to disturb.
-    pub(super) fn repeats(self, source: Source, scale: Scale) -> u32 {
+    pub(super) fn repeats(self, source: Source, scale: Scale) -> usize {
         let written_back = source == Source::Ext4 && self.pattern == Pattern::Write && self.block == MIB;
         if scale == Scale::Full || source == Source::Nfs || written_back { 5 } else { 3 }
     }
