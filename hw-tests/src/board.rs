@@ -94,10 +94,8 @@ impl Board {
         fs::write("/sys/module/usb_storage/parameters/delay_use", "0")
             .context("the host has no usb-storage module; load it with modprobe")?;
         fs::write("/sys/module/block/parameters/events_dfl_poll_msecs", "0")?;
-        // Without udev there is nothing to stop. A virtual board's ends for good, because a stopped queue has been seen to go
-        // on after some trials; on a real host systemd would start another.
-        let stop = if self.is_dummy() { "--exit" } else { "--stop-exec-queue" };
-        let _ = tool::try_run("udevadm", ["control", stop]);
+        // Without udev there is nothing to stop.
+        let _ = tool::try_run("udevadm", ["control", "--stop-exec-queue"]);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ pub(crate) fn release_dir() -> Result<PathBuf> {
     Ok(target_dir()?.join("release"))
 }
 
-/// Builds them.
+/// Builds the binaries that are in [`release_dir`].
 pub(crate) fn build_release(shell: &Shell) -> Result<()> {
     let _root = shell.push_dir(root());
     cmd!(shell, "cargo build --quiet --release --package ringdrive --bins").quiet().run()?;

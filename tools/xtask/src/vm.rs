@@ -238,7 +238,8 @@ impl Run {
         Ok(())
     }
 
-    /// What the board executes.
+    /// What the board executes. udev's daemon would open each drive, lock its medium and read from it, and it may leave
+    /// `udevadm control` without effect and without an error; its signal it never misses.
     fn board_script(&self, args: &Args, board: &Board) -> Result<Vec<u8>> {
         let here = env::current_dir().context("the current directory is gone; change to one that exists")?;
         let path = project::path_with(&project::release_dir()?)?;
@@ -254,6 +255,8 @@ impl Run {
              modprobe -a {MODULES} || exit 1\n\
              {load_link} is_high_speed=Y is_super_speed={is_super} || exit 1\n\
              mount -t configfs configfs /sys/kernel/config || exit 1\n\
+             udevd=$(pidof systemd-udevd) && kill $udevd\n\
+             while pidof systemd-udevd >/dev/null; do sleep 0.1; done\n\
              mkdir -p /run/scratch\n\
              export TMPDIR=/run/scratch LANG=C.UTF-8 RINGDRIVE_BOARD=virtual RINGDRIVE_SPEED={}\n",
             args.speed.name()

@@ -45,9 +45,18 @@ impl Source {
         self != Self::Nfs
     }
 
-    /// How often a test is done before it counts. A connection's congestion window goes on growing from one run to the next.
+    /// How many runs that do not count come before a test. A connection's congestion window goes on growing from one run to the next.
     pub(super) fn rehearsals(self) -> u32 {
         if self == Self::Nfs { 2 } else { 0 }
+    }
+
+    /// How long all runs of a test take together, at least.
+    pub(super) fn seconds(self, scale: Scale) -> f64 {
+        match (self, scale) {
+            (Self::Nfs, Scale::Full) => 10.0,
+            (Self::Nfs, Scale::Short) => 6.0,
+            (Self::Tmpfs | Self::Ext4, _) | (Self::Nfs, Scale::Quick) => 0.0,
+        }
     }
 
     /// The tests that say something about this source.
@@ -148,11 +157,10 @@ impl Test {
         }
     }
 
-    /// How often a test counts. What else the board does now and then can only take from a run, never add to it, so the best
-    /// of each figure is the one that repeats. A network and a write-back that is under way have more chances to disturb.
-    pub(super) fn repeats(self, source: Source) -> u32 {
+    /// How often a test counts, at least. What writes back meanwhile, and a network, have more chances to disturb.
+    pub(super) fn repeats(self, source: Source, scale: Scale) -> usize {
         let written_back = source == Source::Ext4 && self.pattern == Pattern::Write && self.block == MIB;
-        if source == Source::Nfs || written_back { 5 } else { 3 }
+        if scale == Scale::Full || source == Source::Nfs || written_back { 5 } else { 3 }
     }
 
     /// Bytes of the image that the test goes through, over and over: whole blocks.

@@ -51,9 +51,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     setup::run()?;
     let iso = setup::memtest_iso()?;
     eprintln!("building the release binaries");
-    let shell = Shell::new()?;
-    shell.change_dir(project::root());
-    project::build_release(&shell)?;
+    project::build_release(&Shell::new()?)?;
     let built = Instant::now();
     let itself = env::current_exe().context("cannot tell where this program is")?;
     let speed = OsString::from(args.speed.name());

@@ -110,7 +110,8 @@ impl Drop for Redirect {
 fn find_device() -> Option<String> {
     let entries = fs::read_dir("/sys/bus/usb/devices").ok()?.flatten();
     let device = entries.map(|entry| entry.path()).find(|dir| attribute(dir, "serial") == SERIAL)?;
-    Some(format!("{}-{}", attribute(&device, "busnum"), attribute(&device, "devnum")))
+    let number = |name| Some(attribute(&device, name)).filter(|number| !number.is_empty());
+    Some(format!("{}-{}", number("busnum")?, number("devnum")?))
 }
 
 /// The node of a virtio-serial port.
