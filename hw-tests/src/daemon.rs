@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::board::Board;
 use crate::rig::{Backend, Drive, Function, Kind, Setup, Stall};
@@ -211,6 +211,24 @@ impl Daemon {
         let said = self.try_cli(args)?;
         ensure!(said.ok(), "`ringdrive {}` ended with {}: {}", args.join(" "), said.status, said.text);
         Ok(said.text)
+    }
+
+    /// Asks at the control socket, without a program between that must start first.
+    ///
+    /// # Errors
+    /// Refused, or no answer.
+    pub fn ask(&self, method: &str, params: &Value) -> Result<Value> {
+        let mut stream = UnixStream::connect(&self.socket).context("cannot connect to the control socket")?;
+        stream.set_read_timeout(Some(END))?;
+        let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).with_context(|| format!("no answer to {method}"))?;
+        let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
+        match answer.get_mut("result") {
+            Some(result) => Ok(result.take()),
+            None => bail!("{method} was answered with {answer}"),
+        }
     }
 
     /// `ringdrive state --json`.

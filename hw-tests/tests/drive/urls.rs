@@ -14,6 +14,7 @@ use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::scsi::{self, Data};
 use hw_tests::tool;
 use hw_tests::wait::wait_until;
+use serde_json::json;
 
 use crate::{Case, DAEMON};
 
@@ -129,7 +130,7 @@ fn read_whole(board: &Board, backend: Backend) -> Result<()> {
         ("https://127.0.0.1:8443/a b%.iso", "https://127.0.0.1:8443/a%20b%25.iso"),
     ] {
         let begun = Instant::now();
-        rig.daemon()?.cli(&["insert", "cd", url, "--keep"])?;
+        rig.daemon()?.ask("insert", &json!({"drive": "cd", "url": url, "keep": true}))?;
         let inserted = begun.elapsed();
         let first = read_block(&lun, 0)?;
         let took = begun.elapsed();
