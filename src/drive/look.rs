@@ -63,8 +63,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             (Looked::Same, Some((kind, lba))) => Err(self.fault(kind, Way::Read, Some(lba))),
             (Looked::Other(kind), _) => Err(self.fault(kind, Way::Read, Some(read.first))),
             (Looked::Ask(_), Some((kind, _))) => {
-                if kind == FaultKind::Truncated {
-                    self.probe(self.open.lun);
+                match kind {
+                    FaultKind::Stale => self.changed(self.open.lun, kind),
+                    FaultKind::Truncated => self.probe(self.open.lun),
+                    _ => {}
                 }
                 Err(self.fault(kind, Way::Read, Some(read.first)))
             }
