@@ -2,9 +2,13 @@
 
 use std::{ffi::OsString, fs, os::unix::ffi::OsStringExt, path::PathBuf};
 
+use nix::sys::stat::makedev;
+
 /// A line of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mount {
+    /// `st_dev` of its files, for most file systems.
+    pub(crate) device: u64,
     /// The mount point.
     pub(crate) point: PathBuf,
     /// The file system's type.
@@ -18,14 +22,16 @@ pub(crate) fn all() -> Vec<Mount> {
     parse(&fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// From lines of proc_pid_mountinfo(5): field 5 is the mount point; after a lone `-`, the type and the source.
+/// From lines of proc_pid_mountinfo(5): field 3 is the device, field 5 is the mount point; after a lone `-`, the type and the source.
 fn parse(table: &[u8]) -> Vec<Mount> {
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let of_line = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
+        let (major, minor) = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+        let device = makedev(major.parse().ok()?, minor.parse().ok()?);
+        let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
         let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
-        Some(Mount { point, kind: text(tail.next()?), source: text(tail.next()?) })
+        Some(Mount { device, point, kind: text(tail.next()?), source: text(tail.next()?) })
     };
     table.split(|byte| *byte == b'\n').filter_map(of_line).collect()
 }
@@ -60,7 +66,8 @@ mod tests {
             41 1 0:42 / /mnt/with\\040blank\\134 rw shared:7 master:1 - functionfs usb0 rw\n\
             43 1 0:44 / /iso rw - nfs4 nas:/srv/i\\040so rw\n\n";
         let found = parse(table);
-        let line = |point: &str, kind: &str, source: &str| Mount {
+        let line = |minor, point: &str, kind: &str, source: &str| Mount {
+            device: makedev(0, minor),
             point: point.into(),
             kind: kind.into(),
             source: source.into(),
@@ -68,9 +75,9 @@ mod tests {
         assert_eq!(
             found,
             [
-                line("/proc", "proc", "proc"),
-                line("/mnt/with blank\\", "functionfs", "usb0"),
-                line("/iso", "nfs4", "nas:/srv/i so"),
+                line(20, "/proc", "proc", "proc"),
+                line(42, "/mnt/with blank\\", "functionfs", "usb0"),
+                line(44, "/iso", "nfs4", "nas:/srv/i so"),
             ]
         );
     }

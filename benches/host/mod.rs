@@ -20,7 +20,7 @@ use ringdrive::{
     gadget::{BusEvent, Speed},
     media::{Access, Image},
     ring::{
-        MoveOp, Moved, Mover, OpTag, Wait,
+        Fresh, MoveOp, Moved, Mover, OpTag, Wait,
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, Medium, Target, Unit},
@@ -84,7 +84,7 @@ impl Mover for Immediate {
         true
     }
 
-    fn stat(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
+    fn stat(&mut self, _file: &Arc<File>, _fresh: Fresh, tag: OpTag) -> bool {
         self.done(tag, MoveOp::Stat, None, Ok(0));
         true
     }

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -55,6 +56,8 @@ impl Samba {
             .arg(&path)
             .arg(format!("--log-basename={at}"))
             .stdin(Stdio::null())
+            // It ends with its whole process group, which would be ours.
+            .process_group(0)
             .spawn()
             .context("no Samba; `cargo xtask setup` unpacks it")?;
         let samba = Self { child, share, mounts: Vec::new() };

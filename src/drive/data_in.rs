@@ -177,6 +177,11 @@ impl DataIn {
         matches!(next.state, State::Wanting(_)).then_some(next.missing)
     }
 
+    /// The first block of the command.
+    pub(super) fn first(&self, block: BlockSize) -> Lba {
+        Lba(self.start.0 / u64::from(block.bytes()))
+    }
+
     /// The first block that has not been queued or verified.
     pub(super) fn lba(&self, block: BlockSize) -> Lba {
         Lba((self.start.0 + self.moved) / u64::from(block.bytes()))

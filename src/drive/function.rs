@@ -31,7 +31,7 @@ use crate::{
     },
     media::{Medium, Waker},
     ring::{
-        MoveOp, Moved, Mover,
+        Fresh, MoveOp, Moved, Mover,
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
@@ -45,6 +45,7 @@ use super::{
     data_out::DataOut,
     flights::{self, Flights, Interest, Owner, Purpose},
     loaded::Loaded,
+    look::ReadEnd,
     pipes::{CBW, CSW, PipeError, Pipes},
     prefetch::Prefetch,
     sectors_in::SectorsIn,
@@ -140,6 +141,7 @@ pub(super) enum Phase {
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
     Sectors { data: SectorsIn, pending: Pending },
+    Look { read: ReadEnd, fresh: Fresh, asked: bool },
     Out { data: DataOut, end: OutEnd },
     Compound { data: Compound, pending: Pending },
     Sync { pending: Pending, unload: bool },
@@ -347,7 +349,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 }
                 _ => self.compound_moved(done),
             },
-            MoveOp::Punch | MoveOp::Stat => self.compound_moved(done),
+            MoveOp::Stat => self.looked(&done),
+            MoveOp::Punch => self.compound_moved(done),
         }
     }
 
@@ -452,6 +455,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match self.phase {
             Phase::In { .. } => self.pump_in(),
             Phase::Sectors { .. } => self.pump_sectors(),
+            Phase::Look { .. } => self.ask_for_look(),
             Phase::Compound { .. } => self.pump_compound(),
             Phase::Out { .. } => self.pump_out(),
             _ => Ok(()),
@@ -535,6 +539,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             | Phase::In { pending, .. }
             | Phase::Sectors { pending, .. }
             | Phase::Compound { pending, .. }
+            | Phase::Look { read: ReadEnd { pending, .. }, .. }
             | Phase::Sync { pending, .. } => self.target.abandon(pending),
             Phase::Out { end, .. } => match end {
                 OutEnd::Write(pending) => self.target.abandon(pending),

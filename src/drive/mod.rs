@@ -14,6 +14,7 @@
 //! | `sectors_in` | a data-in phase of whole CD sectors, built from the image's blocks |
 //! | `requests`, `settle` | insert, eject, settings; what was written is made durable |
 //! | `loaded`, `source` | an image in a drive; what happens when its storage does not answer |
+//! | `look` | whether what was read is still what was inserted |
 //! | `flights` | the operations that the ring holds, their deadlines, and whether anybody still waits |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
@@ -29,6 +30,7 @@ mod fault;
 mod flights;
 pub mod function;
 mod loaded;
+mod look;
 mod phases;
 mod pipes;
 mod prefetch;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   command ──► answer ─────────────────────────────────────────► conclude ─► end ─► send_csw
-//!          └──► media_command ─► Held ─► In ── all queued ─────────────────► end
+//!          └──► media_command ─► Held ─► In ── all queued ──► Look ─────────► end
 //!          │                         ├─► Out ── all stored ────────────────► end
 //!          │                         ├─► Compound ── done ─► (Out, dropped) ► end
 //!          │                         └─► Sync ─ stored ──────────► conclude ─┘
@@ -18,7 +18,7 @@ use crate::{
     media::{Allocation, FaultKind},
     ring::{Mover, OpTag, pool::Buf},
     scsi::{Compound, ListReply, MediaOp, Pending, Reply, Sense, Status, Unit, lba_status, sense},
-    units::{BlockRange, Blocks, ByteLen, ByteRange},
+    units::{BlockRange, BlockSize, Blocks, ByteLen, ByteRange},
 };
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     fault::Way,
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
+    look::ReadEnd,
     pipes::PipeError,
     statistics::{Outcome, Transfer},
 };
@@ -281,31 +282,27 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if progress == Progress::Going {
             return Ok(());
         }
-        let block = loaded.map(|loaded| loaded.image.block_size());
-        let progress = match (progress, self.look_at_file(lun)) {
-            (Progress::Done, Err(kind)) => Progress::Fault(kind),
-            (progress, _) => progress,
-        };
+        let block = loaded.map_or(BlockSize::B512, |loaded| loaded.image.block_size());
         let Phase::In { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
-        if let Some(loaded) = self.drive_mut(self.open.lun).and_then(|drive| drive.loaded.as_mut()) {
+        if let Some(loaded) = self.loaded_mut(lun) {
             loaded.slow |= data.waited();
         }
-        let result = match progress {
-            Progress::Fault(kind) => Err(self.fault(kind, Way::Read, block.map(|block| data.lba(block)))),
+        let fault = match progress {
+            Progress::Fault(kind) => Some((kind, data.lba(block))),
             Progress::Going | Progress::Done => {
                 if let Some(tally) = &mut self.open.tally {
                     tally.had_all(!data.waited());
                 }
-                Ok(())
+                None
             }
         };
-        let status = self.target.complete(pending, result);
-        match data.sink() {
-            data_in::Sink::Host => self.end(status, u32::try_from(data.moved()).unwrap_or(u32::MAX)),
-            data_in::Sink::Nowhere => self.conclude(status),
-        }
+        let moved = match data.sink() {
+            data_in::Sink::Host => Some(u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Nowhere => None,
+        };
+        self.end_read(ReadEnd { pending, first: data.first(block), moved }, fault)
     }
 
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
@@ -385,7 +382,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Ends a command of which nothing but a parameter list was transferred yet: what the host insists on sending is read and dropped
     /// (BOT 1.0 §6.7.3, which allows it; halting OUT would race with what is on its way).
-    fn conclude(&mut self, status: Status) -> Result<(), PipeError> {
+    pub(super) fn conclude(&mut self, status: Status) -> Result<(), PipeError> {
         match self.open.data {
             DataPhase::Out { receive, .. } if self.open.listed == 0 => {
                 let data = DataOut::new(receive, 0, data_out::Sink::Nowhere);

@@ -130,6 +130,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Phase::Held { .. }
                 | Phase::In { .. }
                 | Phase::Sectors { .. }
+                | Phase::Look { .. }
                 | Phase::Compound { .. }
                 | Phase::Sync { .. }
                 | Phase::Out { end: OutEnd::Write(_) | OutEnd::List(_), .. }

@@ -18,9 +18,9 @@ use crate::{
 
 use super::{
     data_in::Progress,
-    fault::Way,
     flights::Owner,
     function::{Function, Phase},
+    look::ReadEnd,
     pipes::{PipeError, Pipes},
 };
 
@@ -268,23 +268,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if progress == Progress::Going {
             return Ok(());
         }
-        let progress = match (progress, self.look_at_file(lun)) {
-            (Progress::Done, Err(kind)) => Progress::Fault(kind),
-            (progress, _) => progress,
-        };
         let Phase::Sectors { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
-        let result = match progress {
-            Progress::Fault(kind) => Err(self.fault(kind, Way::Read, Some(data.lba()))),
+        let fault = match progress {
+            Progress::Fault(kind) => Some((kind, data.lba())),
             Progress::Going | Progress::Done => {
                 if let Some(tally) = &mut self.open.tally {
                     tally.had_all(data.immediate);
                 }
-                Ok(())
+                None
             }
         };
-        let status = self.target.complete(pending, result);
-        self.end(status, u32::try_from(data.moved).unwrap_or(u32::MAX))
+        let moved = Some(u32::try_from(data.moved).unwrap_or(u32::MAX));
+        self.end_read(ReadEnd { pending, first: data.start, moved }, fault)
     }
 }

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::{Extent, FaultKind, Identity, Residence, SourceState, Standing, Waker},
-    ring::{MoveOp, Moved, Mover, OpTag},
+    media::{Extent, FaultKind, Residence, SourceState, Waker},
+    ring::{Fresh, MoveOp, Moved, Mover, OpTag},
     scsi::{MediaOp, Sense, sense},
     units::{ByteLen, ByteOffset, ByteRange, Lba},
 };
@@ -35,8 +35,6 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The same error again so soon after the source was found to answer is about the bytes, not about the source.
 const BELIEVED: Duration = Duration::from_secs(5);
-/// How often the file of an image that is being read from a network is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether an error is the source's, which may come back, rather than the bytes'.
 fn may_come_back(kind: FaultKind, residence: Residence) -> bool {
@@ -195,58 +193,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.look_whether_back(lun);
     }
 
-    /// Somebody else has changed the image.
-    fn changed(&mut self, lun: u8, why: FaultKind) {
-        let Some(loaded) = self.loaded_mut(lun).filter(|loaded| loaded.health != Health::Changed) else {
-            return;
-        };
-        loaded.health = Health::Changed;
-        let image = loaded.image.name();
-        self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: why.to_string() });
-    }
-
-    /// A file that was replaced is still there for the drive, which goes on with it; people hear of it, once.
-    fn stands(&mut self, lun: u8, standing: Standing) {
-        let Some(loaded) = self.loaded_mut(lun) else { return };
-        if standing == Standing::Same || loaded.nameless {
-            return;
-        }
-        loaded.nameless = true;
-        let image = loaded.image.name();
-        let cause =
-            "the file was replaced or removed; the drive goes on with the old one until it is ejected";
-        self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: cause.to_owned() });
-    }
-
-    /// Before a read of a local image is said to have gone well: whether what was read may be told apart from what somebody has
-    /// written since. A server is asked now and then, behind the command.
-    pub(super) fn look_at_file(&mut self, lun: u8) -> Result<(), FaultKind> {
-        let now = self.mover.now();
-        let Some(loaded) = self.drives.get_mut(usize::from(lun)).and_then(|drive| drive.loaded.as_mut())
-        else {
-            return Ok(());
-        };
-        if loaded.image.residence() != Residence::Remote {
-            return match loaded.image.look() {
-                Ok(standing) => {
-                    self.stands(lun, standing);
-                    Ok(())
-                }
-                Err(kind) => {
-                    self.changed(lun, kind);
-                    Err(kind)
-                }
-            };
-        }
-        if loaded.health == Health::Online && now.saturating_sub(loaded.looked) >= LOOK_EVERY {
-            loaded.looked = now;
-            self.probe(lun);
-        }
-        Ok(())
-    }
-
     /// Asks the source, by one operation, whether it answers; where bytes are fetched, whether they are here.
-    fn probe(&mut self, lun: u8) {
+    pub(super) fn probe(&mut self, lun: u8) {
         let Some(loaded) = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref()) else {
             return;
         };
@@ -259,7 +207,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Some(Extent::File { file, .. }) => {
                 let purpose = loaded.purpose(Owner::Probe, lun);
                 // If there is no room: asked again after the pause.
-                let _ = self.mover.on(purpose).stat(&file, OpTag(0));
+                let _ = self.mover.on(purpose).stat(&file, Fresh::Asked, OpTag(0));
             }
             Some(Extent::Pending { .. }) | None => {}
             Some(Extent::Zero { .. } | Extent::Fault { .. }) => self.answers(lun),
@@ -300,16 +248,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 }
             }
             (MoveOp::Stat, Ok(_)) => {
-                let looked = match (done.stat, self.loaded(lun)) {
-                    (Some(stat), Some(loaded)) => loaded.image.compare(&Identity::from(stat)),
-                    _ => Ok(Standing::Same),
-                };
-                match looked {
-                    Ok(standing) => {
-                        self.stands(lun, standing);
-                        self.answers(lun);
-                    }
-                    Err(kind) => self.changed(lun, kind),
+                if self.compare(lun, done).is_ok() {
+                    self.answers(lun);
                 }
             }
             (MoveOp::Stat, Err(error)) => {
@@ -383,7 +323,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// Whether the command at hand waits for its image, not for the host.
     pub(super) fn awaits_image(&self) -> bool {
         match &self.phase {
-            Phase::Held { .. } | Phase::Sync { .. } => true,
+            Phase::Held { .. } | Phase::Look { .. } | Phase::Sync { .. } => true,
             Phase::In { data, .. } => data.awaits_image(),
             Phase::Sectors { data, .. } => data.awaits_image(),
             Phase::Compound { data, .. } => data.awaits_image(),
@@ -426,6 +366,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 data.give_up(kind);
                 self.pump_out()
             }
+            Phase::Look { .. } => self.look_failed(kind),
             Phase::Held { .. } | Phase::Sync { .. } => {
                 let (Phase::Held { pending, .. } | Phase::Sync { pending, .. }) =
                     std::mem::replace(&mut self.phase, Phase::Idle)

@@ -3,7 +3,10 @@
 use std::{fmt, fs::File, sync::Arc};
 
 use super::{FaultKind, Identity, SourceState, url::FetchState};
-use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
+use crate::{
+    ring::Fresh,
+    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
+};
 
 /// Where a run of an image's bytes is.
 #[derive(Clone, Debug)]
@@ -43,6 +46,22 @@ pub enum Standing {
     Same,
     /// It has lost its name, to another file or for good.
     Nameless,
+}
+
+/// How to learn whether the file of a medium is still what was inserted.
+#[derive(Clone, Copy, Debug)]
+pub enum Watch<'a> {
+    /// After each read, by [`Medium::look`].
+    Look,
+    /// After each read, by asking for what the file is then: the answer is for [`Medium::compare`].
+    Ask {
+        /// The file.
+        file: &'a Arc<File>,
+        /// Whose word is taken.
+        fresh: Fresh,
+    },
+    /// By asking now and then, behind the commands.
+    Seldom,
 }
 
 /// A run of bytes of which all or none have storage behind them.
@@ -147,7 +166,15 @@ pub trait Medium: fmt::Debug + Send {
         Allocation { stored: true, len: ByteLen(self.len().0.saturating_sub(at.0)) }
     }
 
-    /// Whether the file is still what was inserted, where that can be told without waiting. Asked after each read.
+    /// How to learn whether the file is still what was inserted.
+    fn watch(&self) -> Watch<'_> {
+        match self.residence() {
+            Residence::Memory | Residence::Local => Watch::Look,
+            Residence::Remote => Watch::Seldom,
+        }
+    }
+
+    /// Whether it is, where that can be told without waiting.
     ///
     /// # Errors
     /// What has become of it.

@@ -30,11 +30,12 @@ use nix::{
 };
 
 use super::{
-    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, Standing,
+    Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, Standing, Watch,
     error::LEN_MAX,
 };
 use crate::{
-    ring::FileStat,
+    mounts::{self, Mount},
+    ring::{FileStat, Fresh},
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -77,6 +78,8 @@ pub struct Image {
     locked: bool,
     block_size: BlockSize,
     residence: Residence,
+    /// Whose word to take for what the file is, after each read that cannot be looked at.
+    word: Option<Fresh>,
     thin: bool,
 }
 
@@ -157,9 +160,10 @@ impl Image {
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
         let identity = Identity::of(&metadata);
         let residence = residence(&file, &metadata);
+        let word = word(&file, &metadata, access, residence);
         let thin = access == Access::ReadWrite && metadata.is_file() && can_punch(&file, len);
         let file = Arc::new(file);
-        Ok(Self { file, name, access, stored, len, identity, locked, block_size, residence, thin })
+        Ok(Self { file, name, access, stored, len, identity, locked, block_size, residence, word, thin })
     }
 
     /// What it was opened for.
@@ -240,9 +244,17 @@ impl Medium for Image {
         Allocation { stored, len: ByteLen(end.0.saturating_sub(at.0)).min(left) }
     }
 
+    fn watch(&self) -> Watch<'_> {
+        match (self.residence, self.word) {
+            (Residence::Memory | Residence::Local, _) => Watch::Look,
+            (Residence::Remote, Some(fresh)) => Watch::Ask { file: &self.file, fresh },
+            (Residence::Remote, None) => Watch::Seldom,
+        }
+    }
+
     fn look(&self) -> Result<Standing, FaultKind> {
         // Its own writes change a writable one; that it has become shorter its reads tell.
-        if self.writable() || self.residence == Residence::Remote {
+        if self.writable() {
             return Ok(Standing::Same);
         }
         let stat = fstat(&*self.file).map_err(|errno| FaultKind::from_errno(errno as i32))?;
@@ -368,6 +380,18 @@ pub(super) fn residence(file: &File, metadata: &Metadata) -> Residence {
         Ok(kind) if metadata.is_file() && LOCAL.contains(&kind) => Residence::Local,
         _ => Residence::Remote,
     }
+}
+
+/// Who says that somebody else changes a read-only file elsewhere. NFS before version 4 says with the bytes of each read what the
+/// file is, so that the kernel has heard of it by then; others have to be asked. Of block devices nobody knows.
+fn word(file: &File, metadata: &Metadata, access: Access, residence: Residence) -> Option<Fresh> {
+    if access == Access::ReadWrite || !metadata.is_file() || residence != Residence::Remote {
+        return None;
+    }
+    let is_nfs = fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == statfs::NFS_SUPER_MAGIC);
+    let tells = |mount: &Mount| mount.device == metadata.dev() && mount.kind == "nfs";
+    let heard = is_nfs && mounts::all().iter().any(tells);
+    Some(if heard { Fresh::Heard } else { Fresh::Asked })
 }
 
 /// Tries it where it changes nothing: behind the end.

@@ -15,7 +15,7 @@ pub mod url;
 
 pub use self::{
     error::{MediaError, MediaErrorKind, MediaOp},
-    extent::{Allocation, Extent, Medium, Residence, Standing, Waker},
+    extent::{Allocation, Extent, Medium, Residence, Standing, Waker, Watch},
     fault::{FaultKind, SourceState},
     image::{Access, Identity, Image},
 };

@@ -23,6 +23,7 @@ mod error;
 pub mod pool;
 mod reactor;
 mod slab;
+mod stat;
 
 use std::{fs::File, io, ops::Range, sync::Arc};
 
@@ -94,6 +95,15 @@ pub enum Completion<U> {
     Timer(U),
 }
 
+/// Whose word [`Mover::stat`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fresh {
+    /// Whoever has the file is asked (AT_STATX_FORCE_SYNC).
+    Asked,
+    /// What the kernel has heard is enough where stat(2) is content with it.
+    Heard,
+}
+
 /// How long [`Mover::read_now`] may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -150,7 +160,7 @@ pub trait Mover {
     #[must_use]
     fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool;
 
-    /// Asks what the file is now, its server if it has one (AT_STATX_FORCE_SYNC). `false`: full, as in [`Mover::read`].
+    /// Asks what the file is now. `false`: full, as in [`Mover::read`].
     #[must_use]
-    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool;
+    fn stat(&mut self, file: &Arc<File>, fresh: Fresh, tag: OpTag) -> bool;
 }

@@ -18,9 +18,10 @@ use io_uring::{
 };
 
 use super::{
-    Completion, FileStat, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
+    Completion, Fresh, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
     pool::{Buf, Pool},
     slab::{Key, Slab},
+    stat::Found,
 };
 use crate::units::{ByteLen, ByteOffset};
 
@@ -70,6 +71,8 @@ pub struct Ring<U> {
     timespecs: Box<[Timespec]>,
     /// Index in here = buffer index in the kernel.
     registered: Vec<Pool>,
+    /// For the next that asks what a file is.
+    spare: Vec<Found>,
     drain: Duration,
     _on_one_thread: PhantomData<*const ()>,
 }
@@ -88,8 +91,7 @@ enum Op<U> {
     },
     Stat {
         tag: OpTag,
-        /// Where the kernel writes.
-        found: Box<libc::statx>,
+        found: Found,
         _file: Arc<File>,
     },
     Watch {
@@ -143,6 +145,7 @@ impl<U: Copy> Ring<U> {
             ops,
             timespecs,
             registered,
+            spare: Vec::new(),
             drain: options.drain,
             _on_one_thread: PhantomData,
         })
@@ -255,7 +258,8 @@ impl<U: Copy> Ring<U> {
                     0.. => Ok(0),
                     errno => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
                 };
-                let stat = result.is_ok().then(|| file_stat(&found));
+                let stat = result.is_ok().then(|| found.stat());
+                self.spare.push(found);
                 Some(Completion::Moved(Moved { tag, op: MoveOp::Stat, buf: None, result, stat }))
             }
             Op::Timer { user } => Some(Completion::Timer(user)),
@@ -441,14 +445,9 @@ impl<U: Copy> Mover for Ring<U> {
         .is_ok()
     }
 
-    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
-        // SAFETY: all-zero bytes are a valid statx: integers only.
-        let mut found: Box<libc::statx> = Box::new(unsafe { mem::zeroed() });
-        let to: *mut libc::statx = &raw mut *found;
-        let entry = opcode::Statx::new(Fd(file.as_raw_fd()), c"".as_ptr(), to.cast())
-            .flags(libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC)
-            .mask(libc::STATX_BASIC_STATS)
-            .build();
+    fn stat(&mut self, file: &Arc<File>, fresh: Fresh, tag: OpTag) -> bool {
+        let mut found = self.spare.pop().unwrap_or_default();
+        let entry = found.entry(Fd(file.as_raw_fd()), fresh);
         // SAFETY: the path is static; the file and the heap memory that the kernel writes to move into the slot and stay there
         // until the completion.
         unsafe { self.start(Op::Stat { tag, found, _file: Arc::clone(file) }, entry) }.is_ok()
@@ -506,16 +505,6 @@ impl fmt::Debug for Uring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let params = self.0.params();
         write!(f, "io_uring[{} submissions, {} completions]", params.sq_entries(), params.cq_entries())
-    }
-}
-
-fn file_stat(found: &libc::statx) -> FileStat {
-    FileStat {
-        device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
-        inode: found.stx_ino,
-        len: ByteLen(found.stx_size),
-        modified: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec.into()),
-        named: found.stx_nlink > 0,
     }
 }
 

@@ -319,6 +319,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (kernel, ..) = kernel(dir.path(), "");
         let mount = |kind: &str, source: &str| Mount {
+            device: 0,
             point: "/a".into(),
             kind: kind.to_owned(),
             source: source.to_owned(),

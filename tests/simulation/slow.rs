@@ -12,7 +12,8 @@ use std::{
 
 use fastrand::Rng;
 use ringdrive::{
-    media::{Allocation, Extent, Image, Medium, Residence, Waker},
+    media::{Allocation, Extent, Image, Medium, Residence, Waker, Watch},
+    ring::Fresh,
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -193,6 +194,10 @@ impl Medium for SlowMedium {
 
     fn residence(&self) -> Residence {
         Residence::Local
+    }
+
+    fn watch(&self) -> Watch<'_> {
+        self.image.file_for_sync().map_or(Watch::Look, |file| Watch::Ask { file, fresh: Fresh::Asked })
     }
 
     fn thin(&self) -> bool {

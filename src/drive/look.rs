@@ -1,0 +1,212 @@
+//! Before a read is said to have gone well: whether what was read is still what was inserted.
+//!
+//! ```text
+//!   all bytes read, and queued to the host ──┬─ the file can be looked at ──────────────► GOOD, or MEDIUM ERROR
+//!                                            ├─ its server is asked ─► Look ─ it says ──► GOOD, or MEDIUM ERROR
+//!                                            └─ asked now and then, behind the command ► GOOD
+//! ```
+//! Whoever writes to a file changes its length or time first, so what is asked for after the bytes were read tells of all of them,
+//! wherever they were kept before. The host takes the bytes meanwhile, so that it waits for the answer only where that takes longer.
+//! Called by `phases`, `sectors_in` and `source`.
+
+use std::time::Duration;
+
+use crate::{
+    gadget::endpoints::Endpoints,
+    media::{FaultKind, Identity, Residence, Standing, Watch},
+    ring::{Fresh, Moved, Mover, OpTag},
+    scsi::{Pending, Sense},
+    units::Lba,
+};
+
+use super::{
+    command::Event,
+    fault::Way,
+    flights::Owner,
+    function::{Function, Phase},
+    loaded::Health,
+    pipes::PipeError,
+};
+
+/// How often whoever has the file is asked in any case, while it is read: what the kernel has heard of it, or keeps of its bytes,
+/// may be old.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A read that moved all that it will.
+#[derive(Debug)]
+pub(super) struct ReadEnd {
+    pub(super) pending: Pending,
+    /// The first block of the command.
+    pub(super) first: Lba,
+    /// Bytes that the host has been given; `None` for a command that gives it none.
+    pub(super) moved: Option<u32>,
+}
+
+/// What a look at the file says.
+enum Looked {
+    Same,
+    Other(FaultKind),
+    /// Nothing yet.
+    Ask(Fresh),
+}
+
+impl<E: Endpoints, M: Mover> Function<E, M> {
+    /// Ends a read, at once or after a look. `fault` is why it has not moved everything, and the block that could not be had: the
+    /// host may take those before it for good (SPC-4 §4.5.2.4), which is up to the look as well.
+    pub(super) fn end_read(
+        &mut self,
+        read: ReadEnd,
+        fault: Option<(FaultKind, Lba)>,
+    ) -> Result<(), PipeError> {
+        let result = match (self.look_at_file(self.open.lun), fault) {
+            (Looked::Same, None) => Ok(()),
+            (Looked::Same, Some((kind, lba))) => Err(self.fault(kind, Way::Read, Some(lba))),
+            (Looked::Other(kind), _) => Err(self.fault(kind, Way::Read, Some(read.first))),
+            (Looked::Ask(_), Some((kind, _))) => {
+                match kind {
+                    FaultKind::Stale => self.changed(self.open.lun, kind),
+                    FaultKind::Truncated => self.probe(self.open.lun),
+                    _ => {}
+                }
+                Err(self.fault(kind, Way::Read, Some(read.first)))
+            }
+            (Looked::Ask(fresh), None) => {
+                self.phase = Phase::Look { read, fresh, asked: false };
+                return self.ask_for_look();
+            }
+        };
+        self.answer_read(read, result)
+    }
+
+    fn answer_read(&mut self, read: ReadEnd, result: Result<(), Sense>) -> Result<(), PipeError> {
+        let status = self.target.complete(read.pending, result);
+        match read.moved {
+            Some(moved) => self.end(status, moved),
+            None => self.conclude(status),
+        }
+    }
+
+    /// Asks, unless that is done. If there is no room: again after the next completion.
+    pub(super) fn ask_for_look(&mut self) -> Result<(), PipeError> {
+        let lun = self.open.lun;
+        let Phase::Look { fresh, ref mut asked, .. } = self.phase else { return Ok(()) };
+        let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
+        let Some(loaded) = loaded.filter(|_| !*asked) else { return Ok(()) };
+        if let Watch::Ask { file, .. } = loaded.image.watch() {
+            *asked = self.mover.on(loaded.purpose(Owner::Command, lun)).stat(file, fresh, OpTag(0));
+        }
+        Ok(())
+    }
+
+    /// What was asked for is here.
+    pub(super) fn looked(&mut self, done: &Moved) -> Result<(), PipeError> {
+        match &done.result {
+            Ok(_) => {
+                let result = self.compare(self.open.lun, done);
+                match std::mem::replace(&mut self.phase, Phase::Idle) {
+                    Phase::Look { read, .. } => {
+                        let first = Some(read.first);
+                        let result = result.map_err(|kind| self.fault(kind, Way::Read, first));
+                        self.answer_read(read, result)
+                    }
+                    other => {
+                        self.phase = other;
+                        Ok(())
+                    }
+                }
+            }
+            Err(error) => {
+                let kind = FaultKind::from(error);
+                if kind == FaultKind::Stale {
+                    self.changed(self.open.lun, kind);
+                }
+                self.look_failed(kind)
+            }
+        }
+    }
+
+    /// Nobody will say.
+    pub(super) fn look_failed(&mut self, kind: FaultKind) -> Result<(), PipeError> {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Look { read, .. } => {
+                let sense = self.fault(kind, Way::Read, Some(read.first));
+                self.answer_read(read, Err(sense))
+            }
+            other => {
+                self.phase = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn look_at_file(&mut self, lun: u8) -> Looked {
+        let now = self.mover.now();
+        let Some(loaded) = self.loaded_mut(lun) else { return Looked::Same };
+        let due = loaded.health == Health::Online
+            && loaded.image.residence() == Residence::Remote
+            && now.saturating_sub(loaded.looked) >= LOOK_EVERY;
+        if due {
+            loaded.looked = now;
+        }
+        match loaded.image.watch() {
+            Watch::Look => match loaded.image.look() {
+                Ok(standing) => {
+                    self.stands(lun, standing);
+                    Looked::Same
+                }
+                Err(kind) => {
+                    self.changed(lun, kind);
+                    Looked::Other(kind)
+                }
+            },
+            Watch::Ask { fresh, .. } => Looked::Ask(if due { Fresh::Asked } else { fresh }),
+            Watch::Seldom => {
+                if due {
+                    self.probe(lun);
+                }
+                Looked::Same
+            }
+        }
+    }
+
+    /// Takes what the file is now; what is wrong with it.
+    pub(super) fn compare(&mut self, lun: u8, done: &Moved) -> Result<(), FaultKind> {
+        let looked = match (done.stat, self.loaded(lun)) {
+            (Some(stat), Some(loaded)) => loaded.image.compare(&Identity::from(stat)),
+            _ => Ok(Standing::Same),
+        };
+        match looked {
+            Ok(standing) => {
+                self.stands(lun, standing);
+                Ok(())
+            }
+            Err(kind) => {
+                self.changed(lun, kind);
+                Err(kind)
+            }
+        }
+    }
+
+    /// Somebody else has changed the image.
+    pub(super) fn changed(&mut self, lun: u8, why: FaultKind) {
+        let Some(loaded) = self.loaded_mut(lun).filter(|loaded| loaded.health != Health::Changed) else {
+            return;
+        };
+        loaded.health = Health::Changed;
+        let image = loaded.image.name();
+        self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: why.to_string() });
+    }
+
+    /// A file that was replaced is still there for the drive, which goes on with it; people hear of it, once.
+    fn stands(&mut self, lun: u8, standing: Standing) {
+        let Some(loaded) = self.loaded_mut(lun) else { return };
+        if standing == Standing::Same || loaded.nameless {
+            return;
+        }
+        loaded.nameless = true;
+        let image = loaded.image.name();
+        let cause =
+            "the file was replaced or removed; the drive goes on with the old one until it is ejected";
+        self.tell(Event::SourceChanged { drive: self.index(lun), image, cause: cause.to_owned() });
+    }
+}
