@@ -60,10 +60,11 @@ impl Server {
         let mut server = Self { daemons: Vec::new(), mounts: Vec::new() };
         server.spawn(program(&programs, "sbin/rpcbind").args(["-f", "-w"]))?;
         await_port("111")?;
+        // There are no clients of before whose locks the server would wait for: here lockd's, below version 4's.
+        fs::write("/sys/module/lockd/parameters/nlm_grace_period", "1")?;
         // As 0 it is the root of what version 4 serves.
         export(&programs, 0)?;
         must(program(&programs, "usr/sbin/rpc.nfsd").args(["--tcp", "8"]))?;
-        // There are no clients of before that it would wait for.
         fs::write("/proc/fs/nfsd/v4_end_grace", "Y")?;
         // Without the tree of exports that version 4 would have besides this one.
         let mountd = ["--foreground", "--no-nfs-version", "4", "--port", MOUNTD_PORT];

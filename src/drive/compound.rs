@@ -131,7 +131,7 @@ impl Compound {
                 Step::Store => self.store(image, mover),
                 Step::Done(result) => return Ok(Some(result)),
             };
-            // All buffers are in use, or the image has not fetched the bytes yet: again when that changes.
+            // All buffers are in use, the ring has no room, or the image has not fetched the bytes yet: again when that changes.
             if went.is_none() {
                 break;
             }
@@ -345,11 +345,10 @@ impl Compound {
             _ if here.is_empty() => {}
             Extent::Pending { .. } => return None,
             Extent::File { file, offset, len } if len == here.len() => {
-                if mover.punch(&file, offset, len, OpTag(0)) {
-                    self.waiting = true;
-                } else {
-                    self.fail(FaultKind::Interrupted, Way::Write);
+                if !mover.punch(&file, offset, len, OpTag(0)) {
+                    return None;
                 }
+                self.waiting = true;
             }
             Extent::Fault { kind, .. } => self.fail(kind, Way::Write),
             Extent::File { .. } | Extent::Zero { .. } => self.fail(FaultKind::ReadOnly, Way::Write),
@@ -405,7 +404,8 @@ impl Compound {
         match image.file_for_sync().filter(|_| durable) {
             None => self.step = Step::Done(Ok(())),
             Some(file) if mover.sync(file, OpTag(0)) => self.waiting = true,
-            Some(_) => self.fail(FaultKind::Interrupted, Way::Write),
+            // There may be no room on the ring.
+            Some(_) => return None,
         }
         Some(())
     }

@@ -182,6 +182,8 @@ pub struct Function<E, M> {
     pub(super) open: Open,
     /// When the command at hand last went on.
     pub(super) progress: Duration,
+    /// How long the command at hand has waited for its image before that.
+    pub(super) waited: Duration,
     halt_again: bool,
 }
 
@@ -234,6 +236,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             phase: Phase::Down,
             open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
             progress: Duration::ZERO,
+            waited: Duration::ZERO,
             halt_again: false,
         })
     }
@@ -301,7 +304,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let lun = flight.purpose.lun;
         let went = match (flight.interest, flight.purpose.owner) {
             (Interest::Awaited, Owner::Command) => {
-                self.progress = self.mover.now();
+                let now = self.mover.now();
+                self.waited += now.saturating_sub(self.progress);
+                self.progress = now;
                 self.command_moved(done, flight.purpose)
             }
             (Interest::Awaited, Owner::Ahead) => {

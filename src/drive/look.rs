@@ -63,10 +63,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             (Looked::Same, Some((kind, lba))) => Err(self.fault(kind, Way::Read, Some(lba))),
             (Looked::Other(kind), _) => Err(self.fault(kind, Way::Read, Some(read.first))),
             (Looked::Ask(_), Some((kind, _))) => {
-                match kind {
-                    FaultKind::Stale => self.changed(self.open.lun, kind),
-                    FaultKind::Truncated => self.probe(self.open.lun),
-                    _ => {}
+                // The file itself says whether it is gone for good.
+                if matches!(kind, FaultKind::Stale | FaultKind::Truncated) {
+                    self.probe(self.open.lun);
                 }
                 Err(self.fault(kind, Way::Read, Some(read.first)))
             }

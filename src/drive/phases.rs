@@ -11,6 +11,7 @@
 //! `conclude` first takes and drops what the host insists on sending. Called by `function`, which owns the state.
 
 use std::io;
+use std::time::Duration;
 
 use crate::{
     bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
@@ -38,6 +39,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         // What a command that ended early had under way.
         self.mover.give_up(Interest::Abandoned);
         self.progress = self.mover.now();
+        self.waited = Duration::ZERO;
         let opcode = command.cdb.first().copied().unwrap_or_default();
         self.open = Open { lun, opcode, data: DataPhase::None, listed: 0, tally: Some(self.tally(opcode)) };
         let mut response = self.pipes.small()?;

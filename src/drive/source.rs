@@ -33,6 +33,8 @@ use super::{
 /// How long to wait before a source that is offline is asked for the first time, and how long at most after that.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// What a command may wait for its image, however many operations it needs: hosts give up after 30 s.
+const COMMAND_MAX: Duration = Duration::from_secs(28);
 /// The same error again so soon after the source was found to answer is about the bytes, not about the source.
 const BELIEVED: Duration = Duration::from_secs(5);
 
@@ -79,6 +81,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn deadline(&self, lun: u8) -> Duration {
         self.drive(lun).map_or(Duration::MAX, |drive| drive.deadline)
+    }
+
+    /// How long the command at hand waits for its image from now on: for one operation the deadline, for all of them two.
+    fn patience(&self) -> Duration {
+        let deadline = self.deadline(self.open.lun);
+        deadline.min(deadline.saturating_mul(2).min(COMMAND_MAX).saturating_sub(self.waited))
     }
 
     /// The one place where a fault of the image becomes sense data and a person hears of it.
@@ -287,8 +295,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.offline(purpose.lun, FaultKind::TimedOut, None);
             }
         }
-        let lun = self.open.lun;
-        out_of_time |= self.awaits_image() && now.saturating_sub(self.progress) >= self.deadline(lun);
+        out_of_time |= self.awaits_image() && now.saturating_sub(self.progress) >= self.patience();
         if out_of_time {
             self.time_out(FaultKind::TimedOut)?;
         }
@@ -310,8 +317,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// How long until [`Function::overdue`] has something to do.
     pub(super) fn next_overdue(&self) -> Option<Duration> {
         let now = self.mover.now();
-        let awaits =
-            self.awaits_image().then(|| (self.progress + self.deadline(self.open.lun)).saturating_sub(now));
+        let awaits = self.awaits_image().then(|| (self.progress + self.patience()).saturating_sub(now));
         let ask = |drive: &super::function::Drive| match drive.loaded.as_ref()?.health {
             Health::Offline { ask_at, answers: false, .. } => Some(ask_at.saturating_sub(now)),
             _ => None,

@@ -1,6 +1,6 @@
 //! The hostile half of the model host: what no host should do, and what somebody does behind its back.
 
-use ringdrive::gadget::endpoints::Pipe;
+use ringdrive::{gadget::endpoints::Pipe, media::SourceState};
 
 use super::Checker;
 use crate::{
@@ -99,6 +99,9 @@ impl Checker {
         self.mark("ejected");
         self.note(|| format!("eject and insert of unit {lun}"));
         let faults = self.port.world.media.faults();
+        let World { device, now, .. } = &mut self.port.world;
+        // Nothing is stored of what is taken out by force while its source does not answer.
+        let offline = device.source(*now, unit).is_some_and(|source| source != SourceState::Online);
         self.attentions[lun] += 2;
         self.port.eject_after(self.rng.u32(..60), unit);
         self.going = true;
@@ -111,6 +114,7 @@ impl Checker {
         }
         let held_up = self.stuck(unit) > 0;
         if held_up
+            || offline
             || self.port.world.media.faults() > faults
             || self.port.world.media.has_lost(&self.disks[lun].file)
         {
