@@ -63,7 +63,11 @@ impl Event {
             }
             Self::Rewritten => {
                 let bytes = whole(NEW);
-                Box::new(move || Ok(file.write_all_at(&bytes, 0)?))
+                Box::new(move || {
+                    file.write_all_at(&bytes, 0)?;
+                    // Another client of the server may keep it for itself until then.
+                    Ok(file.sync_all()?)
+                })
             }
         })
     }
@@ -106,8 +110,10 @@ fn nfs(board: &Board, backend: Backend) -> Result<()> {
 fn cifs(board: &Board, backend: Backend) -> Result<()> {
     let scratch = board.scratch()?;
     let mut server = Samba::start(&scratch)?;
-    let dir = server.mount("changed", "hard")?;
-    all_events(board, backend, &server.file("image"), &dir.join("image"), UNTOLD)
+    let ours = server.mount("changed", "hard")?;
+    // By another client: what somebody does to the server's disk behind its back, the server tells nobody who has a lease.
+    let theirs = server.mount("theirs", "hard")?;
+    all_events(board, backend, &theirs.join("image"), &ours.join("image"), UNTOLD)
 }
 
 /// `theirs` is the file as whoever changes it has it, `ours` as the drive has it.
