@@ -16,11 +16,11 @@ use std::{
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringdrive::{
     bot::StallPolicy,
-    drive::{DriveIndex, DriveOptions, Function, FunctionOptions, ReplyTo, Request},
+    drive::{Clocks, DriveIndex, DriveOptions, Function, FunctionOptions, ReplyTo, Request},
     gadget::{BusEvent, Speed},
     media::{Access, Image},
     ring::{
-        Fresh, MoveOp, Moved, Mover, OpTag, Wait,
+        MoveOp, Moved, Mover, OpTag, Wait,
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, Medium, Target, Unit},
@@ -84,7 +84,7 @@ impl Mover for Immediate {
         true
     }
 
-    fn stat(&mut self, _file: &Arc<File>, _fresh: Fresh, tag: OpTag) -> bool {
+    fn stat(&mut self, _file: &Arc<File>, tag: OpTag) -> bool {
         self.done(tag, MoveOp::Stat, None, Ok(0));
         true
     }
@@ -163,9 +163,9 @@ impl Loop {
             drives: vec![drive],
         };
         let mover = |_: &[Pool]| Ok::<_, io::Error>(Immediate(VecDeque::new()));
+        let clocks = Clocks { exact: Box::new(|| Duration::ZERO), coarse: Box::new(|| Duration::ZERO) };
         let mut function =
-            Function::new(options, endpoints, mover, Box::new(|_| {}), Box::new(|| Duration::ZERO))
-                .expect("buffers");
+            Function::new(options, endpoints, mover, Box::new(|_| {}), clocks).expect("buffers");
         let image = Box::new(image());
         function.request(Request::Insert { lun: 0, image, reply: ReplyTo::new(drop) });
         bus.enable(MAX_PACKET.into());

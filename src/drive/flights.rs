@@ -13,7 +13,7 @@
 use std::{fs::File, ops::Range, sync::Arc, time::Duration};
 
 use crate::{
-    ring::{Fresh, MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
+    ring::{MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
 };
 
@@ -328,8 +328,8 @@ impl<M: Mover> Mover for On<'_, M> {
         self.flights.start(MoveOp::Punch, self.purpose, tag, |mover, tag| mover.punch(file, at, len, tag))
     }
 
-    fn stat(&mut self, file: &Arc<File>, fresh: Fresh, tag: OpTag) -> bool {
-        self.flights.start(MoveOp::Stat, self.purpose, tag, |mover, tag| mover.stat(file, fresh, tag))
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
+        self.flights.start(MoveOp::Stat, self.purpose, tag, |mover, tag| mover.stat(file, tag))
     }
 }
 
@@ -384,7 +384,7 @@ mod tests {
             false
         }
 
-        fn stat(&mut self, _: &Arc<File>, _: Fresh, _: OpTag) -> bool {
+        fn stat(&mut self, _: &Arc<File>, _: OpTag) -> bool {
             false
         }
     }

@@ -31,7 +31,7 @@ use crate::{
     },
     media::{Medium, Waker},
     ring::{
-        Fresh, MoveOp, Moved, Mover,
+        MoveOp, Moved, Mover,
         pool::{Buf, Pool},
     },
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
@@ -50,7 +50,7 @@ use super::{
     prefetch::Prefetch,
     sectors_in::SectorsIn,
     settle::{Settling, Stopping},
-    statistics::{Clock, Statistics, Tally},
+    statistics::{Clock, Clocks, Statistics, Tally},
 };
 
 /// How long after a refused halt, or a cancel of requests that wake nobody, to look again: a few bus intervals.
@@ -141,7 +141,7 @@ pub(super) enum Phase {
     Held { op: MediaOp, pending: Pending },
     In { data: DataIn, pending: Pending },
     Sectors { data: SectorsIn, pending: Pending },
-    Look { read: ReadEnd, fresh: Fresh, asked: bool },
+    Look { read: ReadEnd, asked: bool },
     Out { data: DataOut, end: OutEnd },
     Compound { data: Compound, pending: Pending },
     Sync { pending: Pending, unload: bool },
@@ -184,6 +184,8 @@ pub struct Function<E, M> {
     pub(super) progress: Duration,
     /// How long the command at hand has waited for its image before that.
     pub(super) waited: Duration,
+    /// For statistics.
+    pub(super) clock: Clock,
     halt_again: bool,
 }
 
@@ -198,7 +200,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         endpoints: E,
         mover: impl FnOnce(&[Pool]) -> Result<M, F>,
         events: EventSink,
-        clock: Clock,
+        clocks: Clocks,
     ) -> Result<Self, F> {
         let drives = options.drives.len();
         let pipes = Pipes::new(endpoints, drives)?;
@@ -223,7 +225,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             bot: Bot::new(options.stall),
             target: Target::new(units),
             drives: options.drives.into_iter().map(drive).collect(),
-            mover: Flights::new(mover, clock, drives),
+            mover: Flights::new(mover, clocks.coarse, drives),
             host: HostState::Disconnected,
             waiting: VecDeque::with_capacity(super::command::REQUESTS_MAX),
             stop: None,
@@ -237,6 +239,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
             progress: Duration::ZERO,
             waited: Duration::ZERO,
+            clock: clocks.exact,
             halt_again: false,
         })
     }
@@ -310,8 +313,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.command_moved(done, flight.purpose)
             }
             (Interest::Awaited, Owner::Ahead) => {
-                let now = self.mover.now();
-                self.prefetch.done(tag, done, now);
+                self.prefetch.done(tag, done, self.mover.now());
                 Ok(())
             }
             (Interest::Awaited, Owner::Settle) if self.settles(lun) => {

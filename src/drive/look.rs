@@ -14,7 +14,7 @@ use std::time::Duration;
 use crate::{
     gadget::endpoints::Endpoints,
     media::{FaultKind, Identity, Residence, Standing, Watch},
-    ring::{Fresh, Moved, Mover, OpTag},
+    ring::{Moved, Mover, OpTag},
     scsi::{Pending, Sense},
     units::Lba,
 };
@@ -47,7 +47,7 @@ enum Looked {
     Same,
     Other(FaultKind),
     /// Nothing yet.
-    Ask(Fresh),
+    Ask,
 }
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
@@ -62,15 +62,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             (Looked::Same, None) => Ok(()),
             (Looked::Same, Some((kind, lba))) => Err(self.fault(kind, Way::Read, Some(lba))),
             (Looked::Other(kind), _) => Err(self.fault(kind, Way::Read, Some(read.first))),
-            (Looked::Ask(_), Some((kind, _))) => {
+            (Looked::Ask, Some((kind, _))) => {
                 // The file itself says whether it is gone for good.
                 if matches!(kind, FaultKind::Stale | FaultKind::Truncated) {
                     self.probe(self.open.lun);
                 }
                 Err(self.fault(kind, Way::Read, Some(read.first)))
             }
-            (Looked::Ask(fresh), None) => {
-                self.phase = Phase::Look { read, fresh, asked: false };
+            (Looked::Ask, None) => {
+                self.phase = Phase::Look { read, asked: false };
                 return self.ask_for_look();
             }
         };
@@ -88,11 +88,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// Asks, unless that is done. If there is no room: again after the next completion.
     pub(super) fn ask_for_look(&mut self) -> Result<(), PipeError> {
         let lun = self.open.lun;
-        let Phase::Look { fresh, ref mut asked, .. } = self.phase else { return Ok(()) };
+        let Phase::Look { ref mut asked, .. } = self.phase else { return Ok(()) };
         let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
         let Some(loaded) = loaded.filter(|_| !*asked) else { return Ok(()) };
-        if let Watch::Ask { file, .. } = loaded.image.watch() {
-            *asked = self.mover.on(loaded.purpose(Owner::Command, lun)).stat(file, fresh, OpTag(0));
+        if let Watch::Ask(file) = loaded.image.watch() {
+            *asked = self.mover.on(loaded.purpose(Owner::Command, lun)).stat(file, OpTag(0));
         }
         Ok(())
     }
@@ -146,7 +146,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             && now.saturating_sub(loaded.looked) >= LOOK_EVERY;
         if due {
             loaded.looked = now;
+            self.probe(lun);
         }
+        let Some(loaded) = self.loaded(lun) else { return Looked::Same };
         match loaded.image.watch() {
             Watch::Look => match loaded.image.look() {
                 Ok(standing) => {
@@ -158,13 +160,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     Looked::Other(kind)
                 }
             },
-            Watch::Ask { fresh, .. } => Looked::Ask(if due { Fresh::Asked } else { fresh }),
-            Watch::Seldom => {
-                if due {
-                    self.probe(lun);
-                }
-                Looked::Same
-            }
+            Watch::Ask(_) => Looked::Ask,
+            Watch::Seldom => Looked::Same,
         }
     }
 

@@ -48,4 +48,4 @@ pub use command::{
 };
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
 pub use requests::block_size;
-pub use statistics::{Clock, Statistics};
+pub use statistics::{Clock, Clocks, Statistics};

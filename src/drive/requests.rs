@@ -174,7 +174,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// Copies only: what is made of it is made on the thread that asks.
     fn statistics(&self, lun: Option<u8>) -> Vec<DriveStatistics> {
-        let uptime = self.mover.now();
+        let uptime = (self.clock)();
         (0u8..)
             .zip(&self.drives)
             .filter(|(of, _)| lun.is_none_or(|lun| lun == *of))

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::{
     gadget::endpoints::Endpoints,
     media::{Extent, FaultKind, Residence, SourceState, Waker},
-    ring::{Fresh, MoveOp, Moved, Mover, OpTag},
+    ring::{MoveOp, Moved, Mover, OpTag},
     scsi::{MediaOp, Sense, sense},
     units::{ByteLen, ByteOffset, ByteRange, Lba},
 };
@@ -215,7 +215,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Some(Extent::File { file, .. }) => {
                 let purpose = loaded.purpose(Owner::Probe, lun);
                 // If there is no room: asked again after the pause.
-                let _ = self.mover.on(purpose).stat(&file, Fresh::Asked, OpTag(0));
+                let _ = self.mover.on(purpose).stat(&file, OpTag(0));
             }
             Some(Extent::Pending { .. }) | None => {}
             Some(Extent::Zero { .. } | Extent::Fault { .. }) => self.answers(lun),

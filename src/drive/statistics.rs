@@ -22,8 +22,16 @@ use crate::{
 
 use super::function::Function;
 
-/// The time since some moment of its own; never goes back. Asked twice a command, so it must be cheap.
+/// The time since some moment of its own; never goes back.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
+
+/// The function's sense of time. The two need not agree.
+pub struct Clocks {
+    /// For what is told of commands: asked twice a command. At the start of the function it is zero.
+    pub exact: Clock,
+    /// For deadlines: asked for every operation, so it must cost next to nothing, and may be some milliseconds late.
+    pub coarse: Clock,
+}
 
 /// What is longer counts as this. A host gives a command up after 30 s, or 60.
 const LATENCY_MAX_US: u64 = 60_000_000;
@@ -243,13 +251,13 @@ impl Statistics {
 impl<E: Endpoints, M: Mover> Function<E, M> {
     /// A CBW has come.
     pub(super) fn tally(&self, opcode: u8) -> Tally {
-        Tally { opcode, outcome: Outcome::Passed, transfer: Transfer::None, since: self.mover.now() }
+        Tally { opcode, outcome: Outcome::Passed, transfer: Transfer::None, since: (self.clock)() }
     }
 
     /// The CSW of the open command is queued.
     pub(super) fn count_completed(&mut self) {
         let Some(Tally { opcode, outcome, transfer, since }) = self.open.tally.take() else { return };
-        let took = self.mover.now().saturating_sub(since);
+        let took = (self.clock)().saturating_sub(since);
         self.count(End::Completed { opcode, outcome, transfer, took });
     }
 

@@ -3,10 +3,7 @@
 use std::{fmt, fs::File, sync::Arc};
 
 use super::{FaultKind, Identity, SourceState, url::FetchState};
-use crate::{
-    ring::Fresh,
-    units::{BlockSize, ByteLen, ByteOffset, ByteRange},
-};
+use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
 #[derive(Clone, Debug)]
@@ -51,15 +48,10 @@ pub enum Standing {
 /// How to learn whether the file of a medium is still what was inserted.
 #[derive(Clone, Copy, Debug)]
 pub enum Watch<'a> {
-    /// After each read, by [`Medium::look`].
+    /// After each read, by [`Medium::look`]; where that is about a server, by asking now and then besides.
     Look,
     /// After each read, by asking for what the file is then: the answer is for [`Medium::compare`].
-    Ask {
-        /// The file.
-        file: &'a Arc<File>,
-        /// Whose word is taken.
-        fresh: Fresh,
-    },
+    Ask(&'a Arc<File>),
     /// By asking now and then, behind the commands.
     Seldom,
 }

@@ -29,13 +29,15 @@ use nix::{
     unistd::{Whence, lseek},
 };
 
+use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
+
 use super::{
     Allocation, Extent, FaultKind, MediaError, MediaErrorKind, MediaOp, Medium, Residence, Standing, Watch,
     error::LEN_MAX,
 };
 use crate::{
     mounts::{self, Mount},
-    ring::{FileStat, Fresh},
+    ring::FileStat,
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -79,7 +81,7 @@ pub struct Image {
     block_size: BlockSize,
     residence: Residence,
     /// Whose word to take for what the file is, after each read that cannot be looked at.
-    word: Option<Fresh>,
+    word: Option<Word>,
     thin: bool,
 }
 
@@ -246,8 +248,10 @@ impl Medium for Image {
 
     fn watch(&self) -> Watch<'_> {
         match (self.residence, self.word) {
-            (Residence::Memory | Residence::Local, _) => Watch::Look,
-            (Residence::Remote, Some(fresh)) => Watch::Ask { file: &self.file, fresh },
+            (Residence::Memory | Residence::Local, _) | (Residence::Remote, Some(Word::Kernel)) => {
+                Watch::Look
+            }
+            (Residence::Remote, Some(Word::Server)) => Watch::Ask(&self.file),
             (Residence::Remote, None) => Watch::Seldom,
         }
     }
@@ -256,6 +260,9 @@ impl Medium for Image {
         // Its own writes change a writable one; that it has become shorter its reads tell.
         if self.writable() {
             return Ok(Standing::Same);
+        }
+        if self.word == Some(Word::Kernel) {
+            return self.compare(&heard(&self.file)?);
         }
         let stat = fstat(&*self.file).map_err(|errno| FaultKind::from_errno(errno as i32))?;
         self.compare(&Identity {
@@ -384,14 +391,36 @@ pub(super) fn residence(file: &File, metadata: &Metadata) -> Residence {
 
 /// Who says that somebody else changes a read-only file elsewhere. NFS before version 4 says with the bytes of each read what the
 /// file is, so that the kernel has heard of it by then; others have to be asked. Of block devices nobody knows.
-fn word(file: &File, metadata: &Metadata, access: Access, residence: Residence) -> Option<Fresh> {
+fn word(file: &File, metadata: &Metadata, access: Access, residence: Residence) -> Option<Word> {
     if access == Access::ReadWrite || !metadata.is_file() || residence != Residence::Remote {
         return None;
     }
     let is_nfs = fstatfs(file).is_ok_and(|stat| stat.filesystem_type() == statfs::NFS_SUPER_MAGIC);
     let tells = |mount: &Mount| mount.device == metadata.dev() && mount.kind == "nfs";
     let heard = is_nfs && mounts::all().iter().any(tells);
-    Some(if heard { Fresh::Heard } else { Fresh::Asked })
+    Some(if heard { Word::Kernel } else { Word::Server })
+}
+
+/// Whose word to take for what a file on a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    Kernel,
+    Server,
+}
+
+/// What the kernel has heard of a file so far. Never waits for a server.
+fn heard(file: &File) -> Result<Identity, FaultKind> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::INO | StatxFlags::SIZE | StatxFlags::MTIME | StatxFlags::NLINK;
+    let found =
+        statx(file, c"", flags, wanted).map_err(|errno| FaultKind::from_errno(errno.raw_os_error()))?;
+    Ok(Identity {
+        device: makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        len: ByteLen(found.stx_size),
+        modified: (found.stx_mtime.tv_sec, found.stx_mtime.tv_nsec.into()),
+        named: found.stx_nlink > 0,
+    })
 }
 
 /// Tries it where it changes nothing: behind the end.

@@ -95,15 +95,6 @@ pub enum Completion<U> {
     Timer(U),
 }
 
-/// Whose word [`Mover::stat`] takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fresh {
-    /// Whoever has the file is asked (AT_STATX_FORCE_SYNC).
-    Asked,
-    /// What the kernel has heard is enough where stat(2) is content with it.
-    Heard,
-}
-
 /// How long [`Mover::read_now`] may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -160,7 +151,7 @@ pub trait Mover {
     #[must_use]
     fn punch(&mut self, file: &Arc<File>, at: ByteOffset, len: ByteLen, tag: OpTag) -> bool;
 
-    /// Asks what the file is now. `false`: full, as in [`Mover::read`].
+    /// Asks whoever has the file what it is now (AT_STATX_FORCE_SYNC). `false`: full, as in [`Mover::read`].
     #[must_use]
-    fn stat(&mut self, file: &Arc<File>, fresh: Fresh, tag: OpTag) -> bool;
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool;
 }

@@ -18,7 +18,7 @@ use io_uring::{
 };
 
 use super::{
-    Completion, Fresh, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
+    Completion, MoveOp, Moved, Mover, OpTag, RingError, SetupFailure, Wait,
     pool::{Buf, Pool},
     slab::{Key, Slab},
     stat::Found,
@@ -445,9 +445,9 @@ impl<U: Copy> Mover for Ring<U> {
         .is_ok()
     }
 
-    fn stat(&mut self, file: &Arc<File>, fresh: Fresh, tag: OpTag) -> bool {
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
         let mut found = self.spare.pop().unwrap_or_default();
-        let entry = found.entry(Fd(file.as_raw_fd()), fresh);
+        let entry = found.entry(Fd(file.as_raw_fd()));
         // SAFETY: the path is static; the file and the heap memory that the kernel writes to move into the slot and stay there
         // until the completion.
         unsafe { self.start(Op::Stat { tag, found, _file: Arc::clone(file) }, entry) }.is_ok()

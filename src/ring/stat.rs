@@ -4,7 +4,7 @@ use std::mem;
 
 use io_uring::{opcode, squeue, types::Fd};
 
-use super::{FileStat, Fresh};
+use super::FileStat;
 use crate::units::ByteLen;
 
 /// No more than [`FileStat`] takes: after each read the time of the last access is out of date, and a file server would be asked
@@ -24,14 +24,10 @@ impl Default for Found {
 
 impl Found {
     /// The operation that fills it. It must be here until that has ended.
-    pub(super) fn entry(&mut self, file: Fd, fresh: Fresh) -> squeue::Entry {
-        let sync = match fresh {
-            Fresh::Asked => libc::AT_STATX_FORCE_SYNC,
-            Fresh::Heard => libc::AT_STATX_SYNC_AS_STAT,
-        };
+    pub(super) fn entry(&mut self, file: Fd) -> squeue::Entry {
         let to: *mut libc::statx = &raw mut *self.0;
         opcode::Statx::new(file, c"".as_ptr(), to.cast())
-            .flags(libc::AT_EMPTY_PATH | sync)
+            .flags(libc::AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC)
             .mask(WANTED)
             .build()
     }

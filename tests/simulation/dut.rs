@@ -18,8 +18,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringdrive::{
     bot::StallPolicy,
     drive::{
-        DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Refusal, ReplyTo,
-        Request,
+        Clocks, DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Refusal,
+        ReplyTo, Request,
     },
     gadget::{BusEvent, ResetTicket, Speed},
     media::{Access, Image, MediaErrorKind, SourceState},
@@ -274,8 +274,9 @@ pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
     };
     let clock = Arc::new(AtomicU64::new(0));
     let now = clock.clone();
-    let now = Box::new(move || Duration::from_nanos(now.load(Ordering::Relaxed)));
-    let mut function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), now).unwrap();
+    let now = move || Duration::from_nanos(now.load(Ordering::Relaxed));
+    let clocks = Clocks { exact: Box::new(now.clone()), coarse: Box::new(now) };
+    let mut function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), clocks).unwrap();
     let fetched = Fetched::new(rng.fork());
     function.set_waker(fetched.waker());
     let mut dut = Dut {

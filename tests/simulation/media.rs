@@ -17,7 +17,7 @@ use std::{
 use fastrand::Rng;
 use nix::fcntl::{FallocateFlags, fallocate};
 use ringdrive::{
-    ring::{FileStat, Fresh, MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
+    ring::{FileStat, MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
 };
 
@@ -370,7 +370,7 @@ impl Mover for SimMover {
         self.0.borrow_mut().start(tag, file, None, Op::Punch { at: at.0, len: len.to_usize() }).is_ok()
     }
 
-    fn stat(&mut self, file: &Arc<File>, _: Fresh, tag: OpTag) -> bool {
+    fn stat(&mut self, file: &Arc<File>, tag: OpTag) -> bool {
         self.0.borrow_mut().start(tag, file, None, Op::Stat).is_ok()
     }
 

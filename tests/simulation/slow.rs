@@ -13,7 +13,6 @@ use std::{
 use fastrand::Rng;
 use ringdrive::{
     media::{Allocation, Extent, Image, Medium, Residence, Waker, Watch},
-    ring::Fresh,
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -197,7 +196,7 @@ impl Medium for SlowMedium {
     }
 
     fn watch(&self) -> Watch<'_> {
-        self.image.file_for_sync().map_or(Watch::Look, |file| Watch::Ask { file, fresh: Fresh::Asked })
+        self.image.file_for_sync().map_or(Watch::Look, Watch::Ask)
     }
 
     fn thin(&self) -> bool {
