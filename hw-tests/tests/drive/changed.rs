@@ -113,7 +113,19 @@ fn cifs(board: &Board, backend: Backend) -> Result<()> {
     let ours = server.mount("changed", "hard")?;
     // By another client: what somebody does to the server's disk behind its back, the server tells nobody who has a lease.
     let theirs = server.mount("theirs", "hard")?;
-    all_events(board, backend, &theirs.join("image"), &ours.join("image"), UNTOLD)
+    let (theirs, ours) = (theirs.join("image"), ours.join("image"));
+    for event in [Event::Truncated, Event::Replaced] {
+        image_of(&theirs, OLD)?;
+        one_event(board, backend, event, &theirs, &ours, UNTOLD).with_context(|| format!("{event:?}"))?;
+        fs::remove_file(&theirs)?;
+    }
+    image_of(&theirs, OLD)?;
+    let rig = Rig::start(board, backend, &Setup::of([Drive::disk().with(&ours)]))?;
+    let refused = Event::Rewritten.prepare(&theirs)?();
+    ensure!(refused.is_err(), "another client rewrote what a drive has locked");
+    let read = rig.lun(0)?.read_at(0, STEP)?;
+    ensure!(read == versioned(OLD, 0, STEP), "the host was given new bytes");
+    rig.stop()
 }
 
 /// `theirs` is the file as whoever changes it has it, `ours` as the drive has it.
