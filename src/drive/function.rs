@@ -184,7 +184,6 @@ pub struct Function<E, M> {
     pub(super) progress: Duration,
     /// How long the command at hand has waited for its image before that.
     pub(super) waited: Duration,
-    /// For statistics.
     pub(super) clock: Clock,
     halt_again: bool,
 }
