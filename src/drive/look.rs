@@ -99,37 +99,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// What was asked for is here.
     pub(super) fn looked(&mut self, done: &Moved) -> Result<(), PipeError> {
-        match &done.result {
-            Ok(_) => {
-                let result = self.compare(self.open.lun, done);
-                match std::mem::replace(&mut self.phase, Phase::Idle) {
-                    Phase::Look { read, .. } => {
-                        let first = Some(read.first);
-                        let result = result.map_err(|kind| self.fault(kind, Way::Read, first));
-                        self.answer_read(read, result)
-                    }
-                    other => {
-                        self.phase = other;
-                        Ok(())
-                    }
-                }
-            }
-            Err(error) => {
-                let kind = FaultKind::from(error);
-                if kind == FaultKind::Stale {
-                    self.changed(self.open.lun, kind);
-                }
-                self.look_failed(kind)
-            }
+        let result = match &done.result {
+            Ok(_) => self.compare(self.open.lun, done),
+            Err(error) => Err(FaultKind::from(error)),
+        };
+        if result == Err(FaultKind::Stale) {
+            self.changed(self.open.lun, FaultKind::Stale);
         }
+        self.end_look(result)
     }
 
-    /// Nobody will say.
-    pub(super) fn look_failed(&mut self, kind: FaultKind) -> Result<(), PipeError> {
+    /// Somebody has said what the file is, or nobody will.
+    pub(super) fn end_look(&mut self, result: Result<(), FaultKind>) -> Result<(), PipeError> {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Look { read, .. } => {
-                let sense = self.fault(kind, Way::Read, Some(read.first));
-                self.answer_read(read, Err(sense))
+                let result = result.map_err(|kind| self.fault(kind, Way::Read, Some(read.first)));
+                self.answer_read(read, result)
             }
             other => {
                 self.phase = other;
@@ -141,8 +126,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn look_at_file(&mut self, lun: u8) -> Looked {
         let now = self.mover.now();
         let Some(loaded) = self.loaded_mut(lun) else { return Looked::Same };
+        // Who is asked after each read need not be asked besides.
         let due = loaded.health == Health::Online
             && loaded.image.residence() == Residence::Remote
+            && !matches!(loaded.image.watch(), Watch::Ask(_))
             && now.saturating_sub(loaded.looked) >= LOOK_EVERY;
         if due {
             loaded.looked = now;

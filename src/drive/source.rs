@@ -372,7 +372,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 data.give_up(kind);
                 self.pump_out()
             }
-            Phase::Look { .. } => self.look_failed(kind),
+            Phase::Look { .. } => self.end_look(Err(kind)),
             Phase::Held { .. } | Phase::Sync { .. } => {
                 let (Phase::Held { pending, .. } | Phase::Sync { pending, .. }) =
                     std::mem::replace(&mut self.phase, Phase::Idle)

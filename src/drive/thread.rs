@@ -220,10 +220,10 @@ impl<E: Endpoints> Loop<E> {
     }
 }
 
-#[cfg(test)]
-mod tests;
-
 /// The kernel's tick, which costs no look at a device.
 fn coarse() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from)
 }
+
+#[cfg(test)]
+mod tests;
