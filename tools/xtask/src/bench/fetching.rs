@@ -21,6 +21,8 @@ use crate::wait::wait_for;
 const DIR: &str = "/run/bench-web";
 const PORT: u16 = 8080;
 const LISTEN: Duration = Duration::from_secs(30);
+/// What a network of a gigabit brings.
+const RATE_KIB: u64 = 112 * KIB;
 /// The image on the server: long enough to be still on its way when the test is over.
 const REMOTE: u64 = 192 * MIB;
 /// What is here when the test starts: more than it reads.
@@ -43,7 +45,10 @@ pub(super) fn run(shell: &Shell, args: &OnBoardArgs, local: Medium<'_>) -> Resul
 
 fn measure(shell: &Shell, args: &OnBoardArgs, local: Medium<'_>, engine: Engine) -> Result<Value> {
     let cache = Path::new(DIR).join("cache");
-    let sections = format!("[url]\ncache = {cache:?}\ncache_limit_mib = {}\n\n", REMOTE / MIB + 1);
+    let sections = format!(
+        "[url]\ncache = {cache:?}\ncache_limit_mib = {}\nrate_limit_kib = {RATE_KIB}\n\n",
+        REMOTE / MIB + 1
+    );
     let medium = Medium { writable: false, ..local };
     let served = Served::by_us_with(shell, &sections, &[&[medium]], args.speed, engine)?;
     let local = second(repeat(|_| speed(&served, args))?)?;
