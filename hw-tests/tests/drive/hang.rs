@@ -4,6 +4,7 @@
 //! (3). Fifty outages of 20 s take half an hour by the board's clock, and much less where instructions are counted as time.
 
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +28,8 @@ pub(crate) const CASES: &[Case] =
 
 /// What a client waits for an answer: a second, and what a busy machine adds. Whoever waits for the server waits longer.
 const AT_ONCE: Duration = Duration::from_millis(2500);
+/// From the word to the end of the daemon: five seconds, and what this machine adds.
+const END: Duration = Duration::from_millis(7500);
 /// How long a function is held up by a command for a dead image: its deadline, and what this machine adds.
 const HELD_UP: Duration = Duration::from_millis(2500);
 const DEADLINE_MS: u32 = 1000;
@@ -84,7 +87,7 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
             .with_context(|| format!("{name} mount, writes"))?;
         ejected(&run, &other).with_context(|| format!("{name} mount, eject"))?;
         said += &daemon.log();
-        rig.stop()?;
+        ended(rig, &server, &dead, &dir.join(&file)).with_context(|| format!("{name} mount, end"))?;
     }
     ensure!(
         said.contains("connections are made anew"),
@@ -243,29 +246,52 @@ fn at(step: u64) -> u64 {
 /// With a dead server, a client takes the image out and puts another in.
 fn ejected(run: &Run<'_>, local: &Path) -> Result<()> {
     run.dead.settle()?;
-    run.server.cut()?;
-    let result = swap(run, local);
-    run.server.mend()?;
-    result
+    let swap = |daemon: &Daemon| {
+        within(AT_ONCE, "eject", || daemon.force_eject(0))?;
+        within(AT_ONCE, "insert", || daemon.insert(0, local))
+    };
+    while_dead(run.server, run.daemon, run.dead, swap)?;
+    let read = run.dead.read_at(0, STEP)?;
+    ensure!(fs::read(local)?.starts_with(&read), "the host does not read the image that was inserted");
+    Ok(())
 }
 
-fn swap(run: &Run<'_>, local: &Path) -> Result<()> {
-    fs::write("/proc/sys/vm/drop_caches", "1")?;
-    thread::scope(|scope| {
-        // The host reads, and is told that the medium has gone.
-        let reader = scope.spawn(|| drop(run.dead.read_at(0, STEP)));
-        wait_for(BACK, "the source is offline", || {
-            source(run.daemon).ok().filter(|source| source == "offline")
-        })?;
-        let asked = Instant::now();
-        run.daemon.force_eject(0)?;
-        ensure!(asked.elapsed() < AT_ONCE, "eject took {} ms", asked.elapsed().as_millis());
-        let asked = Instant::now();
-        run.daemon.insert(0, local)?;
-        ensure!(asked.elapsed() < AT_ONCE, "insert took {} ms", asked.elapsed().as_millis());
-        reader.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
-        let read = run.dead.read_at(0, STEP)?;
-        ensure!(fs::read(local)?.starts_with(&read), "the host does not read the image that was inserted");
-        Ok(())
+/// With a dead server, the daemon ends.
+fn ended(mut rig: Rig, server: &Server, dead: &Lun, image: &Path) -> Result<()> {
+    let daemon = rig.daemon()?;
+    daemon.force_eject(0)?;
+    daemon.insert(0, image)?;
+    wait_until(BACK, "the host can read the image", || dead.read_at(0, STEP).is_ok())?;
+    while_dead(server, daemon, dead, |daemon| {
+        within(AT_ONCE, "shutdown", || daemon.cli(&["shutdown"]))?;
+        within(END, "the end", || daemon.must_end_well())
     })
+}
+
+/// Does `work` while the host waits for a server that is gone.
+fn while_dead<D: Deref<Target = Daemon>>(
+    server: &Server,
+    daemon: D,
+    dead: &Lun,
+    work: impl FnOnce(D) -> Result<()>,
+) -> Result<()> {
+    server.cut()?;
+    let done = fs::write("/proc/sys/vm/drop_caches", "1").map_err(Into::into).and_then(|()| {
+        thread::scope(|scope| {
+            // Whatever comes of it: the host is told that the medium has gone, or the device.
+            let reader = scope.spawn(|| drop(dead.read_at(0, STEP)));
+            let offline = || source(&daemon).ok().filter(|source| source == "offline");
+            let done = wait_for(BACK, "the source is offline", offline).and_then(|_| work(daemon));
+            reader.join().map_err(|_| anyhow::anyhow!("the host panicked")).and(done)
+        })
+    });
+    server.mend().and(done)
+}
+
+fn within<T>(limit: Duration, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let asked = Instant::now();
+    let done = work()?;
+    eprintln!("{what} took {} ms", asked.elapsed().as_millis());
+    ensure!(asked.elapsed() < limit, "{what} took {} ms", asked.elapsed().as_millis());
+    Ok(done)
 }
