@@ -93,6 +93,11 @@ impl DataOut {
         self.ended_early
     }
 
+    /// Whether what was stored is durable.
+    pub(super) fn is_durable(&self) -> bool {
+        matches!(self.sink, Sink::Image { durable: true, .. })
+    }
+
     /// The parameter list, if that is what came.
     pub(super) fn into_list(self) -> Option<(Buf, usize)> {
         match self.sink {
@@ -206,7 +211,7 @@ impl DataOut {
 
     /// Starts to write what came, as far as its place is at hand and the ring has room.
     fn write_pieces(&mut self, medium: &dyn Medium, mover: &mut impl Mover) {
-        let durable = matches!(self.sink, Sink::Image { durable: true, .. });
+        let durable = self.is_durable();
         for (slot, tag) in self.pieces.iter_mut().zip(0..) {
             let Some(Piece { place, from, buf: held @ Some(_) }) = slot else { continue };
             let fault = match medium.map(*place) {

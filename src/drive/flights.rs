@@ -67,6 +67,8 @@ pub(super) struct Flight {
     pub(super) op: MoveOp,
     /// What its owner calls it.
     pub(super) tag: OpTag,
+    /// It ends only when its bytes are durable.
+    pub(super) durable: bool,
     since: Duration,
 }
 
@@ -178,6 +180,11 @@ impl<M> Flights<M> {
         self.held(lun, false) < OTHERS_PER_DRIVE
     }
 
+    /// Whether a sync of this drive is under way.
+    pub(super) fn syncs(&self, lun: u8) -> bool {
+        self.under_way > 0 && self.all().any(|flight| flight.purpose.lun == lun && flight.op == MoveOp::Sync)
+    }
+
     /// Operations of this image that are past their deadline, and whether one of them may change it.
     pub(super) fn late(&self, lun: u8, image: u32) -> (usize, bool) {
         let late = || {
@@ -252,7 +259,7 @@ impl<M> Flights<M> {
     /// A place for an operation; `None`: the drive has all that it may have.
     fn book(&mut self, op: MoveOp, purpose: Purpose, tag: OpTag) -> Option<OpTag> {
         let since = self.now();
-        let flight = Flight { purpose, interest: Interest::Awaited, op, tag, since };
+        let flight = Flight { purpose, interest: Interest::Awaited, op, tag, durable: false, since };
         let buffers = flight.holds_buffer();
         let most = if buffers { BUFFERS_PER_DRIVE } else { OTHERS_PER_DRIVE };
         if self.held(purpose.lun, buffers) >= most {
@@ -307,6 +314,9 @@ impl<M: Mover> Mover for On<'_, M> {
         tag: OpTag,
     ) -> Result<(), Buf> {
         let Some(booked) = self.flights.book(MoveOp::Write, self.purpose, tag) else { return Err(buf) };
+        if let Some(flight) = self.flights.slot(booked).and_then(|slot| slot.flight.as_mut()) {
+            flight.durable = durable;
+        }
         self.flights.mover.write(file, at, buf, part, durable, booked).inspect_err(|_| {
             self.flights.land(booked);
         })

@@ -100,6 +100,8 @@ pub(super) struct Drive {
     /// Counts images.
     pub(super) inserted: u32,
     pub(super) settling: Option<Settling>,
+    /// What was written is to be stored, though nobody waits.
+    pub(super) to_store: bool,
     pub(super) deadline: Duration,
     /// As last told by an event.
     pub(super) prevented: bool,
@@ -214,6 +216,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             left: Vec::new(),
             inserted: 0,
             settling: None,
+            to_store: false,
             deadline,
             prevented: false,
             statistics: Statistics::new(),
@@ -304,6 +307,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(flight) = self.mover.land(tag) else { return };
         let done = flights::as_known(done, &flight);
         let lun = flight.purpose.lun;
+        self.note_write_ended(&flight, &done);
         let went = match (flight.interest, flight.purpose.owner) {
             (Interest::Awaited, Owner::Command) => {
                 let now = self.mover.now();
@@ -377,11 +381,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     self.tell(Event::Disconnected { function: self.name.clone() });
                 }
                 self.abort(After::Down);
+                self.store_all();
             }
             BusEvent::Suspended => {
                 if let HostState::Connected { speed } = self.host {
                     self.host = HostState::Suspended { speed };
                     self.tell(Event::Suspended { function: self.name.clone() });
+                    self.store_all();
                 }
             }
             BusEvent::Resumed => {

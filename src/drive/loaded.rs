@@ -93,6 +93,11 @@ impl Loaded {
         self.written != self.stored
     }
 
+    /// Whether something was, before the last command of which this is the count.
+    pub(super) fn was_dirty(&self, written: u32) -> bool {
+        self.stored.wrapping_add(1) != written
+    }
+
     /// The file to sync, if something was written.
     pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
         self.image.file_for_sync().filter(|_| self.is_dirty()).cloned()

@@ -134,9 +134,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let lun = self.open.lun;
         let Phase::Held { op, .. } = self.phase else { return Ok(()) };
         let refused = if op == MediaOp::Load { None } else { self.untouchable(lun, op) };
-        // A sync waits for late ones of a source that has just come back.
-        let crowded = || matches!(op, MediaOp::Flush | MediaOp::Unload) && !self.mover.has_place(lun);
-        if refused.is_none() && (self.mover.is_busy(lun) || self.settles(lun) || crowded()) {
+        // The kernel tells once of what it could not store: the first of two syncs under way, of which nobody may have waited for one.
+        let overlaps = || op.promises() && (self.mover.syncs(lun) || !self.mover.has_place(lun));
+        if refused.is_none() && (self.mover.is_busy(lun) || self.settles(lun) || overlaps()) {
             return Ok(());
         }
         let Phase::Held { pending, .. } = std::mem::replace(&mut self.phase, Phase::Idle) else {
@@ -334,6 +334,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                     Progress::Going | Progress::Done if data.ended_early() => Err(sense::DATA_PHASE_ERROR),
                     Progress::Going | Progress::Done => Ok(()),
                 };
+                if result.is_ok() && data.is_durable() {
+                    self.note_written_durably(self.open.lun);
+                }
                 self.target.complete(pending, result)
             }
             OutEnd::List(pending) => {

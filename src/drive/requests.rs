@@ -8,7 +8,7 @@
 //! A query of state or statistics is answered at once. While something settles, commands that need its image wait (`Phase::Held`),
 //! others do not.
 
-use std::{io, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use crate::{
     gadget::endpoints::Endpoints,
@@ -124,7 +124,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Whether the command at hand moves bytes of its image, or is about to.
-    fn uses_image(&self) -> bool {
+    pub(super) fn uses_image(&self) -> bool {
         matches!(
             self.phase,
             Phase::Held { .. }
@@ -293,25 +293,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) else { return };
         if !std::mem::replace(&mut loaded.first_read, true) {
             self.tell(Event::FirstRead { drive: self.index(lun), lba });
-        }
-    }
-
-    /// What was written to the drive cannot be made durable.
-    pub(super) fn note_lost(&mut self, lun: u8, error: &io::Error) {
-        if error.kind() == io::ErrorKind::ResourceBusy {
-            // The ring was full: the sync was not even tried.
-            return;
-        }
-        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
-            loaded.lost = true;
-            tracing::error!(image = loaded.image.name(), %error, "what the host wrote could not be stored and may be lost");
-        }
-    }
-
-    /// What had been written to the drive by then is durable.
-    pub(super) fn note_stored(&mut self, lun: u8, written: u32) {
-        if let Some(loaded) = self.loaded_mut(lun) {
-            loaded.stored = written;
         }
     }
 }

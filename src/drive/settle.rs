@@ -1,4 +1,5 @@
-//! Before an image leaves, or the function ends: what was written is made durable, for as long as somebody wants to wait.
+//! What was written is made durable: before an image leaves, or the function ends, for as long as somebody wants to wait; and
+//! without anybody when the host goes to sleep or away. What is known to be durable, and what is lost, is noted here.
 //!
 //! ```text
 //!   eject, stop ──► operations of broken-off commands end ──► sync ──► done
@@ -10,15 +11,15 @@ use std::{io, time::Duration};
 
 use crate::{
     gadget::endpoints::Endpoints,
-    media::Residence,
-    ring::{Mover, OpTag},
+    media::{FaultKind, Residence},
+    ring::{MoveOp, Moved, Mover, OpTag},
 };
 
 use super::{
     command::{EjectedBy, Refusal, ReplyTo},
-    flights::Owner,
+    flights::{self, Flight, Owner},
     function::Function,
-    loaded::Health,
+    loaded::{Health, Loaded},
 };
 
 /// How long whoever ejects by force waits, or ejects what is on a network: what they ask for is answered within a second.
@@ -102,6 +103,32 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn settle_all(&mut self) {
         for lun in self.target.luns() {
             self.go_on_settling(lun);
+            self.go_on_storing(lun);
+        }
+    }
+
+    /// The host sleeps or has gone, perhaps for long and perhaps with our power: what it wrote is stored, though nobody waits.
+    pub(super) fn store_all(&mut self) {
+        self.drives.iter_mut().for_each(|drive| drive.to_store = true);
+        self.settle_all();
+    }
+
+    /// As soon as nothing is under way that a sync would have to wait for.
+    fn go_on_storing(&mut self, lun: u8) {
+        let in_use = self.open.lun == lun && self.uses_image();
+        let Some(drive) = self.drives.get_mut(usize::from(lun)).filter(|drive| drive.to_store) else {
+            return;
+        };
+        if in_use || drive.settling.is_some() || self.mover.is_busy(lun) || self.mover.syncs(lun) {
+            return;
+        }
+        drive.to_store = false;
+        let may = |loaded: &&Loaded| !loaded.lost && loaded.health == Health::Online;
+        let Some(loaded) = drive.loaded.as_ref().filter(may) else { return };
+        if let Some(file) = loaded.unstored_file() {
+            let purpose = loaded.purpose(Owner::Flush, lun);
+            // If there is no room: tried again after the next operation that ends.
+            drive.to_store = !self.mover.on(purpose).sync(&file, OpTag(0));
         }
     }
 
@@ -120,7 +147,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             let late = file.is_some().then(|| Refusal::NotStored(loaded.image.name()));
             return self.settled(lun, late.map_or(Ok(()), Err));
         }
-        if settling.syncing || self.mover.is_busy(lun) {
+        let may_change = self.mover.late(lun, loaded.number).1;
+        if settling.syncing || self.mover.is_busy(lun) || self.mover.syncs(lun) || may_change {
             return;
         }
         match file {
@@ -186,6 +214,49 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if let Some(Stopping { lost, reply }) = self.stop.take() {
             self.stopped = true;
             reply.send(lost.map_or(Ok(()), |why| Err(Refusal::Sync(why))));
+        }
+    }
+
+    /// What was written to the drive cannot be made durable.
+    pub(super) fn note_lost(&mut self, lun: u8, error: &io::Error) {
+        if error.kind() == io::ErrorKind::ResourceBusy {
+            // The ring was full: the sync was not even tried.
+            return;
+        }
+        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
+            loaded.lost = true;
+            tracing::error!(image = loaded.image.name(), %error, "what the host wrote could not be stored and may be lost");
+        }
+    }
+
+    /// What had been written to the drive by then is durable.
+    pub(super) fn note_stored(&mut self, lun: u8, written: u32) {
+        if let Some(loaded) = self.loaded_mut(lun) {
+            loaded.stored = written;
+        }
+    }
+
+    /// All that the command at hand wrote is durable by itself.
+    pub(super) fn note_written_durably(&mut self, lun: u8) {
+        if let Some(loaded) = self.loaded_mut(lun).filter(|loaded| !loaded.was_dirty(loaded.written)) {
+            loaded.stored = loaded.written;
+        }
+    }
+
+    /// With a write that fails the kernel may have told of bytes that were written before, and tells nobody else: one that is to be
+    /// durable asks for all that could not be stored of the file; NFS tells any write of what there is no room for.
+    pub(super) fn note_write_ended(&mut self, flight: &Flight, done: &Moved) {
+        let flights::Purpose { lun, image, written, .. } = flight.purpose;
+        let (MoveOp::Write, Err(error)) = (done.op, &done.result) else { return };
+        let no_room =
+            matches!(FaultKind::from(error), FaultKind::NoSpace | FaultKind::Quota | FaultKind::TooLarge);
+        let tells =
+            |loaded: &Loaded| flight.durable || no_room && loaded.image.residence() == Residence::Remote;
+        if self
+            .loaded(lun)
+            .is_some_and(|loaded| loaded.number == image && loaded.was_dirty(written) && tells(loaded))
+        {
+            self.note_lost(lun, error);
         }
     }
 }

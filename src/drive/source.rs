@@ -131,7 +131,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Health::Online => None,
             Health::Changed => Some(self.fault(FaultKind::Changed, Way::Read, None)),
             // Nothing is to be stored.
-            Health::Offline { .. } if op == MediaOp::Unload && !loaded.is_dirty() => None,
+            Health::Offline { .. }
+                if matches!(op, MediaOp::Flush | MediaOp::Unload) && !loaded.is_dirty() =>
+            {
+                None
+            }
             Health::Offline { .. } if self.is_here(lun, op) => None,
             Health::Offline { .. } => Some(sense::BECOMING_READY),
         }

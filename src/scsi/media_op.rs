@@ -109,6 +109,17 @@ impl Compound {
         }
     }
 
+    /// Whether GOOD says that what it wrote is durable.
+    pub fn promises(self) -> bool {
+        match self {
+            Self::Compare(_) | Self::CompareEach(_) => false,
+            Self::WriteAndVerify(_) => true,
+            Self::CompareAndWrite { fua: durable, .. }
+            | Self::WriteSame { durable, .. }
+            | Self::Unmap { durable, .. } => durable,
+        }
+    }
+
     /// Whether it leaves the medium as it was.
     pub fn only_reads(self) -> bool {
         matches!(self, Self::Compare(_) | Self::CompareEach(_))
@@ -116,6 +127,16 @@ impl Compound {
 }
 
 impl MediaOp {
+    /// Whether GOOD says that something is durable.
+    pub fn promises(&self) -> bool {
+        match *self {
+            Self::Flush | Self::Unload => true,
+            Self::Write { fua, .. } => fua,
+            Self::Compound(op) => op.promises(),
+            _ => false,
+        }
+    }
+
     /// The blocks that go from the medium or to it as they are.
     pub fn blocks_moved(&self) -> Option<BlockRange> {
         match *self {

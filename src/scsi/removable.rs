@@ -12,9 +12,10 @@ pub(super) fn test_unit_ready(_: &mut Unit, _: &Cdb, _: &mut Response<'_>) -> Re
     Ok(Outcome::Done)
 }
 
-/// SBC-3 and MMC-6, START STOP UNIT. A power condition is kept for the power events of an optical unit and has no other effect: a
-/// file has no motor, so a stopped unit goes on answering. Conditions to come are accepted too. IMMED is not taken up: the status
-/// comes when the work is done.
+/// SBC-3 and MMC-6, START STOP UNIT. A power condition is kept for the power events of an optical unit and changes no answer: a
+/// file has no motor, so a stopped unit goes on answering. Conditions to come are accepted too. Stopping, and each condition in
+/// which a disk cannot be written, make written data durable, unless NO_FLUSH says not to. IMMED is not taken up: the status comes
+/// when the work is done.
 pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let (start, load_eject) = (cdb.bit::<4>(0), cdb.bit::<4>(1));
     let condition = cdb.byte::<4>() >> 4;
@@ -27,13 +28,12 @@ pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) 
             0x5 => unit.set_power(PowerState::Sleep),
             _ => {}
         }
-        return Ok(Outcome::Done);
+        return Ok(if condition == 0x3 && !cdb.bit::<4>(2) { flush(unit) } else { Outcome::Done });
     }
     match (load_eject, start) {
         (false, true) => unit.ready().map(|_| Outcome::Done),
-        // Stopping makes written data durable, unless NO_FLUSH says not to (SBC-3, START STOP UNIT).
-        (false, false) if unit.may_hold_writes() && !cdb.bit::<4>(2) => Ok(Outcome::Media(MediaOp::Flush)),
-        (false, false) => Ok(Outcome::Done),
+        (false, false) if cdb.bit::<4>(2) => Ok(Outcome::Done),
+        (false, false) => Ok(flush(unit)),
         (true, true) if unit.medium().is_some() => Ok(Outcome::Done),
         (true, true) => Ok(Outcome::Media(MediaOp::Load)),
         (true, false) if unit.prevented() => Err(MEDIUM_REMOVAL_PREVENTED),
@@ -45,7 +45,13 @@ pub(super) fn start_stop_unit(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) 
     }
 }
 
-/// The persistent states are MMC's, so a disk refuses them.
+/// Makes what was written durable, if something may have been.
+fn flush(unit: &Unit) -> Outcome {
+    if unit.may_hold_writes() { Outcome::Media(MediaOp::Flush) } else { Outcome::Done }
+}
+
+/// The persistent states are MMC's, so a disk refuses them. A medium that may be removed may be gone soon, so what was written is
+/// made durable before the status. Should that fail, removal is allowed all the same.
 pub(super) fn prevent_allow(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) -> Result<Outcome, Sense> {
     let field = cdb.byte::<4>() & 0x03;
     let prevent = field & 1 != 0;
@@ -54,5 +60,5 @@ pub(super) fn prevent_allow(unit: &mut Unit, cdb: &Cdb, _: &mut Response<'_>) ->
         (_, Kind::Optical) => unit.prevention.persistent = prevent,
         (_, Kind::Disk) => return Err(Sense::in_cdb_bit(4, 1)),
     }
-    Ok(Outcome::Done)
+    Ok(if unit.prevented() { Outcome::Done } else { flush(unit) })
 }

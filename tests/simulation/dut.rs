@@ -116,6 +116,11 @@ impl Dut {
         self.request(now, |reply| Request::Eject { lun, force, reply })
     }
 
+    /// Ends the function, as the end of the daemon does.
+    pub fn stop(&mut self, now: Nanos) -> Answer<Result<(), Refusal>> {
+        self.request(now, |reply| Request::Stop { reply })
+    }
+
     /// What a drive has counted; asking must not disturb it.
     pub fn statistics(&mut self, now: Nanos, lun: u8) -> DriveStatistics {
         let (tx, rx) = mpsc::channel();
@@ -156,6 +161,8 @@ impl Dut {
                 BusEvent::Enabled { speed, max_packet }
             }
             BusSignal::Disabled => BusEvent::Disabled,
+            BusSignal::Suspended => BusEvent::Suspended,
+            BusSignal::Resumed => BusEvent::Resumed,
             BusSignal::Reset(done) => {
                 let (ticket, acknowledged) = ResetTicket::new();
                 self.resets.push((acknowledged, done));

@@ -20,6 +20,8 @@ pub enum BusSignal {
         max_packet: u16,
     },
     Disabled,
+    Suspended,
+    Resumed,
     /// Bulk-Only Mass Storage Reset; the device sets the cell when it has done it.
     Reset(Rc<Cell<bool>>),
 }
