@@ -161,7 +161,11 @@ impl Mounter for Kernel {
         let mut mounting = self.spawn()?;
         match stop.wait_for(&mounting.said, self.limit) {
             Awaited::Done(said) => {
-                if mounting.child.wait()?.success() { Ok(()) } else { Err(said_by(&said)) }
+                if mounting.child.wait()?.success() {
+                    Ok(())
+                } else {
+                    Err(said_by(&said))
+                }
             }
             awaited => {
                 let said = self.kill(mounting);
