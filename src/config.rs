@@ -26,7 +26,7 @@ use self::{area::RawArea, drive::RawDrive, url::RawUrl};
 use crate::{
     bot::StallPolicy,
     gadget::{EngineKind, Speed},
-    media::url::CacheOptions,
+    media::url::{CacheOptions, Secret},
     schedule::Schedule,
     scsi::Kind,
     storage::Area,
@@ -122,6 +122,15 @@ pub struct Function {
     pub drives: Vec<Drive>,
 }
 
+/// What is inserted at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartImage {
+    /// A file or a block device: absolute.
+    Path(PathBuf),
+    /// A URL that makes sense.
+    Url(Secret),
+}
+
 /// `[[function.drive]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drive {
@@ -130,7 +139,7 @@ pub struct Drive {
     /// What the drive is to the host.
     pub kind: Kind,
     /// Inserted at start.
-    pub image: Option<PathBuf>,
+    pub image: Option<StartImage>,
     /// Whether the host may write to images inserted without a word about it. Never true of an optical drive.
     pub rw: bool,
     /// Bytes in a block while it is a disk: 512 or 4096.

@@ -33,6 +33,12 @@ pub(super) fn state(result: &Value) -> Result<String, ClientError> {
         vec![["DRIVE", "NAME", "KIND", "MODE", "SIZE", "HOST", "FLAGS", "IMAGE"].map(str::to_owned)];
     rows.extend(drives.iter().map(row));
     let mut text = table(&rows);
+    for DriveReport { drive, awaited, .. } in &drives {
+        if let Some(cause) = awaited.as_ref().and_then(|awaited| awaited.cause.as_ref()) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{}: {}", printable(&drive.name), printable(cause));
+        }
+    }
     if !areas.is_empty() {
         let mut rows = vec![["AREA", "STATE", "MODE", "SOURCE", "PATH"].map(str::to_owned)];
         rows.extend(areas.iter().map(area_row));
@@ -40,7 +46,6 @@ pub(super) fn state(result: &Value) -> Result<String, ClientError> {
         text.push_str(&table(&rows));
         for area in &areas {
             if let Some(cause) = &area.cause {
-                // Writing to a String cannot fail.
                 let _ = writeln!(text, "{}: {}", printable(&area.name), printable(cause));
             }
         }
@@ -70,6 +75,7 @@ fn row(report: &DriveReport) -> [String; 8] {
     let flags = [
         (drive.prevented, "prevented"),
         (report.locked, "locked"),
+        (report.awaited.is_some(), "awaited"),
         (source == Some(SourceState::Offline), "offline"),
         (source == Some(SourceState::Changed), "changed"),
         (source == Some(SourceState::Failed), "failed"),
@@ -82,6 +88,8 @@ fn row(report: &DriveReport) -> [String; 8] {
     }
     let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
     let dash = || "-".to_owned();
+    let awaited = report.awaited.as_ref().map(|awaited| &awaited.image);
+    let name = drive.image.as_ref().map(|image| &image.name).or(awaited);
     [
         drive.drive.0.to_string(),
         drive.name.clone(),
@@ -93,7 +101,7 @@ fn row(report: &DriveReport) -> [String; 8] {
         drive.image.as_ref().map_or_else(dash, |image| ByteLen(image.bytes).to_string()),
         host,
         if flags.is_empty() { dash() } else { flags.join(",") },
-        drive.image.as_ref().map_or_else(dash, |image| printable(&image.name)),
+        name.map_or_else(dash, |name| printable(name)),
     ]
 }
 

@@ -8,8 +8,12 @@ use std::{
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ConfigError, Drive, SERIAL_LEN_MAX, Source};
-use crate::{scsi::Kind, units::BlockSize};
+use super::{ConfigError, Drive, SERIAL_LEN_MAX, Source, StartImage};
+use crate::{
+    media::url::{Secret, check, is_url},
+    scsi::Kind,
+    units::BlockSize,
+};
 
 /// How long an operation on an image may take, unless the file says otherwise.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -88,7 +92,7 @@ impl RawDrive {
         let drive = Drive {
             name,
             kind,
-            image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
+            image: self.image.map(|value| image(value, source)).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
             block_size,
             deadline,
@@ -98,6 +102,20 @@ impl RawDrive {
             serial: inquiry(self.serial, "serial", SERIAL_LEN_MAX, &default_drive_serial(serial, index))?,
         };
         Ok((name_span, drive))
+    }
+}
+
+fn image(value: Spanned<String>, source: &Source<'_>) -> Result<StartImage, ConfigError> {
+    if !is_url(value.get_ref()) {
+        return source.absolute(value, "image").map(StartImage::Path);
+    }
+    match check(value.get_ref()) {
+        Ok(()) => Ok(StartImage::Url(Secret(value.into_inner()))),
+        Err(why) => Err(source.invalid(
+            value.span(),
+            format!("image is no URL that can be used: {why}"),
+            "write http://SERVER/PATH or https://SERVER/PATH",
+        )),
     }
 }
 

@@ -75,7 +75,7 @@ fn the_example_in_the_manual_is_right_with_all_of_its_keys() {
     assert_eq!(config.control.group.as_deref(), Some("ringdrive"));
     let flash = &config.functions[0].drives[1];
     assert!(flash.rw);
-    assert_eq!(flash.image.as_deref(), Some(Path::new("/srv/images/flash.img")));
+    assert_eq!(flash.image, Some(StartImage::Path("/srv/images/flash.img".into())));
     assert_eq!(flash.serial, "0123456789AB-1");
     let areas: Vec<_> = config.areas.iter().map(|area| area.source.to_string()).collect();
     assert_eq!(areas, ["nfs://10.0.0.5/srv/iso", "cifs://nas.example/images"]);
@@ -293,9 +293,23 @@ fn a_guest_is_refused_what_it_cannot_decide() {
 }
 
 #[test]
+fn an_image_may_be_a_url_whose_secrets_are_not_shown() {
+    let url = "https://alice:horse@nas/a b.iso?signature=horse";
+    let config = Config::parse(&with_drive(&format!("kind = 'disk'\nimage = '{url}'")), "test.toml").unwrap();
+    let image = &config.functions[0].drives[0].image;
+    assert_eq!(*image, Some(StartImage::Url(Secret(url.to_owned()))));
+    assert!(!format!("{config:?}").contains("horse"));
+}
+
+#[test]
 fn paths_must_be_absolute_and_a_socket_path_short() {
     check_refusal("[control]\nsocket = 'run/a'\n", "2:10", &["not an absolute path"]);
     check_refusal(&with_drive("kind = 'disk'\nimage = 'a.img'"), "6:9", &["not an absolute path"]);
+    check_refusal(
+        &with_drive("kind = 'disk'\nimage = 'ftp://nas/secret.img'"),
+        "6:9",
+        &["image is no URL that can be used: it is neither http:// nor https://"],
+    );
     check_refusal(
         "[[function]]\nname = 'f'\nmount = ''\n[[function.drive]]\nname = 'a'\nkind = 'disk'\n",
         "3:9",

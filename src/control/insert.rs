@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::OPENING_MAX;
 use super::failure::{ErrorKind, Failure, with_sources};
-use super::inbox::{Pending, Reply};
+use super::inbox::{EventSink, Pending, Reply};
 use super::protocol::ImageSource;
 use super::source::UrlSource;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
@@ -193,11 +193,18 @@ fn open_url(
     let UrlSource { url, checksum, keep, download, credentials } = source;
     let name = shown(&url.0);
     let options = UrlOptions { url, checksum, keep, download, credentials, block_size: state.block_size };
-    let (events, drive) = (pending.events(), state.drive);
-    let reporter = Reporter::new(move |report| events.publish(event(drive, name.clone(), report)));
+    let reporter = pending.events().reporter(state.drive, name);
     match cache.insert(&options, &reporter, &|| pending.is_wanted()) {
         Ok(image) => Ok(Box::new(image)),
         Err(error) => Err(Failure::from_message(ErrorKind::Url, &with_sources(&error))),
+    }
+}
+
+impl EventSink {
+    /// Tells what becomes of the image behind a URL that is, or will be, in `drive`.
+    pub fn reporter(&self, drive: DriveIndex, image: String) -> Reporter {
+        let events = self.clone();
+        Reporter::new(move |report| events.publish(event(drive, image.clone(), report)))
     }
 }
 

@@ -182,6 +182,18 @@ pub struct DriveReport {
     pub drive: DriveState,
     /// Whether a client holds it locked.
     pub locked: bool,
+    /// The image of the configuration that it waits for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub awaited: Option<Awaited>,
+}
+
+/// An image behind a URL that is inserted when its server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Awaited {
+    /// The URL, without user, password and query.
+    pub image: String,
+    /// Why the last try failed, if one did.
+    pub cause: Option<String>,
 }
 
 /// The tag of an event.

@@ -20,12 +20,12 @@ use super::connection::{Connection, TooLong};
 use super::failure::{ErrorKind, Failure};
 use super::inbox::{ClientId, EventSink, Inbox, Message, Pending, Reply};
 use super::peer::{Permission, groups_of};
-use super::protocol::{self, Call, LINE_BYTES_MAX, event_name};
+use super::protocol::{self, Awaited, Call, LINE_BYTES_MAX, event_name};
 use super::service::Service;
 use super::socket::{Listener, SocketError, find_group};
 use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX, stats};
 use crate::config;
-use crate::drive::Handle;
+use crate::drive::{DriveIndex, Handle};
 use crate::media::url::Cache;
 use crate::storage::AreaReport;
 
@@ -50,6 +50,10 @@ pub trait Daemon: Send + Sync {
     }
     /// The storage areas. Called on the server's thread; must not block.
     fn areas(&self) -> Vec<AreaReport> {
+        Vec::new()
+    }
+    /// The drives that wait for their image. Called on the server's thread; must not block.
+    fn awaited(&self) -> Vec<(DriveIndex, Awaited)> {
         Vec::new()
     }
 }

@@ -96,8 +96,13 @@ impl Service {
         let locked = |state: &DriveState| {
             self.drives.get(usize::from(state.drive.0)).is_some_and(|place| place.key.is_some())
         };
-        let reports: Vec<_> =
-            drives.into_iter().map(|drive| DriveReport { locked: locked(&drive), drive }).collect();
+        let awaited = self.daemon.awaited();
+        let report = |drive: DriveState| {
+            let waits = awaited.iter().find(|(waiting, _)| *waiting == drive.drive);
+            let awaited = waits.map(|(_, awaited)| awaited.clone());
+            DriveReport { locked: locked(&drive), drive, awaited }
+        };
+        let reports: Vec<_> = drives.into_iter().map(report).collect();
         json!({"drives": reports, "areas": self.daemon.areas()})
     }
 

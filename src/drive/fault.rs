@@ -33,7 +33,7 @@ pub(super) fn sense_of(kind: FaultKind, way: Way, lba: Option<Lba>) -> Sense {
         FaultKind::NoSpace | FaultKind::Quota | FaultKind::TooLarge => sense::SPACE_ALLOCATION_FAILED,
         FaultKind::ReadOnly => sense::WRITE_PROTECTED,
         FaultKind::Permission | FaultKind::Refused => sense::INTERNAL_TARGET_FAILURE,
-        FaultKind::Unreachable | FaultKind::TimedOut => sense::BECOMING_READY,
+        FaultKind::Unreachable | FaultKind::TimedOut | FaultKind::CacheFull => sense::BECOMING_READY,
         FaultKind::Gone | FaultKind::Ejected => sense::MEDIUM_NOT_PRESENT,
         FaultKind::NoMemory | FaultKind::Interrupted => sense::ABORTED_COMMAND,
     };

@@ -41,7 +41,7 @@ const BELIEVED: Duration = Duration::from_secs(5);
 /// Whether an error is the source's, which may come back, rather than the bytes'.
 fn may_come_back(kind: FaultKind, residence: Residence) -> bool {
     match kind {
-        FaultKind::TimedOut | FaultKind::Unreachable => true,
+        FaultKind::TimedOut | FaultKind::Unreachable | FaultKind::CacheFull => true,
         // What a soft mount says of a server that does not answer.
         FaultKind::Io => residence == Residence::Remote,
         _ => false,

@@ -63,6 +63,9 @@ pub enum FaultKind {
     /// The server cannot be reached, or broke the connection.
     #[error("the server of the image cannot be reached; check the network and the server")]
     Unreachable,
+    /// The cache that the bytes would be fetched into has no room.
+    #[error("the disk of the cache is full; try to free some")]
+    CacheFull,
     /// No answer in time.
     #[error("the storage under the image did not answer in time; check the network and the server")]
     TimedOut,

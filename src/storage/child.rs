@@ -1,7 +1,7 @@
 //! The process that mounts one area: `ringdrived --mount-area`, with the area as JSON on its standard input. It is a process
 //! because name servers and mount(2) wait for as long as they like, and a signal can end a process.
 //!
-//! It ends with 0, or says on its standard output why not.
+//! It ends with 0, or has said on its standard output why not; the first line counts.
 
 use std::{
     io,
@@ -16,6 +16,8 @@ use super::{Area, credentials::Credentials};
 
 /// The child's own end, should its parent die before it: a little later than the parent's patience.
 const END_S: u32 = 25;
+/// The version whose paths begin elsewhere than those of the others.
+const OTHER_ROOT: &str = "3";
 
 /// Why an area is not mounted.
 #[derive(Debug, thiserror::Error)]
@@ -100,20 +102,58 @@ fn mount_area() -> Result<(), MountError> {
     };
     let address = resolve(&area)?;
     let device = area.source.device();
-    let mut refused = Errno::EPROTONOSUPPORT;
-    for version in area.versions() {
+    let kind = area.source.protocol.name();
+    let refused = |errno| MountError::Refused { device: device.clone(), errno };
+    let try_one = |version: Option<&str>| {
         let data = area.data(address, version, &credentials);
-        let kind = area.source.protocol.name();
-        match mount(Some(device.as_str()), &area.path, Some(kind), area.flags(), Some(data.as_str())) {
+        mount(Some(device.as_str()), &area.path, Some(kind), area.flags(), Some(data.as_str()))
+    };
+    // What is tried besides needs ports of the server that may be shut, and then it is waited for until the parent ends it.
+    negotiate(&area.versions(), try_one, |errno| println!("{}", refused(errno))).map_err(refused)
+}
+
+/// Tries one version after the other, as mount.nfs does: a server or a kernel that lacks one may have the next, and a server of
+/// version 4 that does not know the path, or denies it, may have it for version 3, which names paths from another root. `go_on` is
+/// told before that is tried.
+///
+/// # Errors
+/// What the first version said that there is, or else the last one.
+fn negotiate(
+    versions: &[Option<&str>],
+    mut try_one: impl FnMut(Option<&str>) -> nix::Result<()>,
+    go_on: impl Fn(Errno),
+) -> nix::Result<()> {
+    let mut told = None;
+    for version in versions {
+        // Minor versions have one root.
+        if told.is_some_and(|errno| !is_lack(errno)) && *version != Some(OTHER_ROOT) {
+            continue;
+        }
+        match try_one(*version) {
             Ok(()) => return Ok(()),
-            // The server lacks the version, and says so.
-            Err(Errno::EPROTONOSUPPORT) => {}
-            // This kernel lacks the version: it may be built without NFS 4, or without 3.
-            Err(errno @ (Errno::EINVAL | Errno::ENODEV)) => refused = errno,
-            Err(errno) => return Err(MountError::Refused { device, errno }),
+            Err(errno) => {
+                if told.is_none_or(is_lack) {
+                    told = Some(errno);
+                }
+                match (is_lack(errno), is_of_root(errno)) {
+                    (false, false) => break,
+                    (false, true) if versions.last() != Some(version) => go_on(errno),
+                    _ => {}
+                }
+            }
         }
     }
-    Err(MountError::Refused { device, errno: refused })
+    Err(told.unwrap_or(Errno::EPROTONOSUPPORT))
+}
+
+/// The server lacks the version and says so, or this kernel does: it may be built without NFS 4, or without 3.
+fn is_lack(errno: Errno) -> bool {
+    matches!(errno, Errno::EPROTONOSUPPORT | Errno::EINVAL | Errno::ENODEV)
+}
+
+/// The path is not to be had from the root of version 4. Old servers say EPERM where they lack version 4.
+fn is_of_root(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::EPERM)
 }
 
 fn resolve(area: &Area) -> Result<IpAddr, MountError> {
@@ -127,6 +167,59 @@ fn resolve(area: &Area) -> Result<IpAddr, MountError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ALL: [Option<&str>; 4] = [Some("4.2"), Some("4.1"), Some("4.0"), Some("3")];
+
+    /// A server, by what mount(2) says to version 4.2, 4.1, 4.0 and 3: which are tried, what comes of it, and what is said before.
+    fn play(says: [nix::Result<()>; 4], versions: &[Option<&str>]) -> (String, nix::Result<()>, Vec<Errno>) {
+        let said = std::cell::RefCell::new(Vec::new());
+        let mut tried = Vec::new();
+        let try_one = |version: Option<&str>| {
+            tried.push(version.unwrap().to_owned());
+            says[ALL.iter().position(|known| *known == version).unwrap()]
+        };
+        let result = negotiate(versions, try_one, |errno| said.borrow_mut().push(errno));
+        (tried.join(" "), result, said.into_inner())
+    }
+
+    #[test]
+    fn versions_are_tried_as_mount_nfs_does() {
+        use Errno::{EACCES, EINVAL, EIO, ENODEV, ENOENT, EPERM, EPROTONOSUPPORT, ETIMEDOUT};
+        let lacks = Err(EPROTONOSUPPORT);
+        let none = Vec::new;
+        for (says, wanted) in [
+            ([Ok(()); 4], ("4.2", Ok(()), none())),
+            ([lacks, Ok(()), Ok(()), Ok(())], ("4.2 4.1", Ok(()), none())),
+            ([lacks, lacks, lacks, Ok(())], ("4.2 4.1 4.0 3", Ok(()), none())),
+            ([Err(EINVAL), Err(EINVAL), Err(EINVAL), Ok(())], ("4.2 4.1 4.0 3", Ok(()), none())),
+            ([Err(ENODEV), Err(ENODEV), Err(ENODEV), Ok(())], ("4.2 4.1 4.0 3", Ok(()), none())),
+            // Its root of version 4 is elsewhere.
+            ([Err(ENOENT), Ok(()), Ok(()), Ok(())], ("4.2 3", Ok(()), vec![ENOENT])),
+            ([lacks, Err(EPERM), Ok(()), Ok(())], ("4.2 4.1 3", Ok(()), vec![EPERM])),
+            // There is none such, whatever version 3 says, which may not be there at all.
+            ([Err(ENOENT), Ok(()), Ok(()), lacks], ("4.2 3", Err(ENOENT), vec![ENOENT])),
+            ([Err(ENOENT), Ok(()), Ok(()), Err(ETIMEDOUT)], ("4.2 3", Err(ENOENT), vec![ENOENT])),
+            // A server of version 3 alone says what counts.
+            ([lacks, lacks, lacks, Err(EACCES)], ("4.2 4.1 4.0 3", Err(EACCES), none())),
+            ([lacks, lacks, lacks, Err(ENOENT)], ("4.2 4.1 4.0 3", Err(ENOENT), none())),
+            ([lacks; 4], ("4.2 4.1 4.0 3", lacks, none())),
+            // Denied, or not there: no other version mends that.
+            ([Err(EACCES), Ok(()), Ok(()), Ok(())], ("4.2", Err(EACCES), none())),
+            ([Err(EIO), Ok(()), Ok(()), Ok(())], ("4.2", Err(EIO), none())),
+            ([lacks, Err(ETIMEDOUT), Ok(()), Ok(())], ("4.2 4.1", Err(ETIMEDOUT), none())),
+        ] {
+            let (tried, result, said) = play(says, &ALL);
+            assert_eq!((tried.as_str(), result, said), wanted, "{says:?}");
+        }
+    }
+
+    #[test]
+    fn the_version_that_was_asked_for_is_the_only_one_tried() {
+        for says in [Errno::ENOENT, Errno::EPROTONOSUPPORT, Errno::EPERM] {
+            let (tried, result, said) = play([Err(says), Ok(()), Ok(()), Ok(())], &ALL[..1]);
+            assert_eq!((tried.as_str(), result, said), ("4.2", Err(says), Vec::new()));
+        }
+    }
 
     #[test]
     fn every_refusal_has_a_cause_and_a_cure() {

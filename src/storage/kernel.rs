@@ -116,12 +116,18 @@ impl Kernel {
         Ok(Mounting { child, said })
     }
 
-    /// Ends a child; keeps it where it does not end.
-    fn kill(&mut self, mut mounting: Mounting) {
+    /// Ends a child, and gives what it has said; keeps it where it does not end.
+    fn kill(&mut self, mut mounting: Mounting) -> String {
         let _ = mounting.child.kill();
         match mounting.said.recv_timeout(KILL_LIMIT) {
-            Err(error) if error.is_timeout() => self.stuck = Some(mounting),
-            _ => drop(mounting.child.wait()),
+            Err(error) if error.is_timeout() => {
+                self.stuck = Some(mounting);
+                String::new()
+            }
+            said => {
+                let _ = mounting.child.wait();
+                said.unwrap_or_default()
+            }
         }
     }
 
@@ -156,15 +162,15 @@ impl Mounter for Kernel {
         match stop.wait_for(&mounting.said, self.limit) {
             Awaited::Done(said) => {
                 if mounting.child.wait()?.success() {
-                    return Ok(());
+                    Ok(())
+                } else {
+                    Err(said_by(&said))
                 }
-                let said = said.trim();
-                Err(if said.is_empty() { MountError::Late } else { MountError::Said(said.to_owned()) })
             }
             awaited => {
-                self.kill(mounting);
+                let said = self.kill(mounting);
                 self.detach();
-                Err(if awaited == Awaited::Stopped { MountError::Stopped } else { MountError::Late })
+                Err(if awaited == Awaited::Stopped { MountError::Stopped } else { said_by(&said) })
             }
         }
     }
@@ -200,6 +206,11 @@ impl Mounter for Kernel {
             let _ = fs::remove_dir(&self.point);
         }
     }
+}
+
+/// Why a child has not mounted: its first words, and if it had none, the server's fault.
+fn said_by(said: &str) -> MountError {
+    said.lines().next().map_or(MountError::Late, |first| MountError::Said(first.to_owned()))
 }
 
 /// NFS calls itself nfs or nfs4.
@@ -275,6 +286,14 @@ mod tests {
         assert!(kernel.stuck.is_none());
         let pid = fs::read_to_string(pid).unwrap();
         assert!(!Path::new("/proc").join(pid.trim()).exists());
+    }
+
+    #[test]
+    fn what_a_child_said_before_it_hung_is_the_cause() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut kernel, stop, _keep) = kernel(dir.path(), "echo no such export; exec sleep 1000");
+        kernel.limit = Duration::from_millis(300);
+        assert_eq!(kernel.mount(&stop).unwrap_err().to_string(), "no such export");
     }
 
     #[test]

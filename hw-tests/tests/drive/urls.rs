@@ -1,6 +1,7 @@
 //! Images from a real web server, nginx, on the board.
 
 use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +23,17 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "a_cd_over_http_and_https_is_read_whole", on: DAEMON, run: read_whole },
     Case { name: "a_certificate_for_another_name_is_refused", on: DAEMON, run: wrong_name },
     Case { name: "a_cd_larger_than_the_cache_is_read_whole", on: DAEMON, run: larger_than_the_cache },
+    Case {
+        name: "a_cd_larger_than_the_disk_is_read_whole_while_others_fill_it",
+        on: DAEMON,
+        run: small_disk,
+    },
+    Case { name: "a_configured_url_is_inserted_when_its_server_is_there", on: DAEMON, run: configured },
+    Case {
+        name: "a_signed_url_of_a_long_name_is_read_whole_and_its_query_not_shown",
+        on: DAEMON,
+        run: signed,
+    },
     Case { name: "a_dead_web_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: dead_server },
     Case { name: "a_download_goes_on_after_the_daemon_was_killed", on: DAEMON, run: killed },
 ];
@@ -169,7 +181,7 @@ fn wrong_name(board: &Board, backend: Backend) -> Result<()> {
 fn larger_than_the_cache(board: &Board, backend: Backend) -> Result<()> {
     let scratch = board.scratch()?;
     let nginx = Nginx::start(&scratch)?;
-    let path = nginx.image("large.iso", 32, 40)?;
+    let path = nginx.image("large.iso", 32, 24)?;
     let mut rig = start(board, backend, &scratch, "cache_limit_mib = 8")?;
     let lun = rig.lun(0)?;
     scsi::drain_attentions(&lun)?;
@@ -178,6 +190,137 @@ fn larger_than_the_cache(board: &Board, backend: Backend) -> Result<()> {
     let used = tool::run("du", ["-sm".as_ref(), scratch.file("cache").as_os_str()])?;
     let used: u64 = used.split_whitespace().next().context("du")?.parse()?;
     ensure!(used <= 10, "the cache has {used} MiB");
+    rig.stop()
+}
+
+/// A file system of so many MiB in memory, for as long as this lives.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf, mib: u64) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        let size = format!("size={mib}m");
+        tool::run(
+            "mount",
+            ["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), size.as_ref(), "small".as_ref(), at.as_os_str()],
+        )?;
+        Ok(Self(at))
+    }
+
+    /// Another program writes there until there is no room, and so many bytes it had.
+    fn fill(&self, name: &str) -> Result<usize> {
+        let mut file = File::create(self.0.join(name))?;
+        let mut len = 0;
+        loop {
+            match file.write(&[1; 4096]) {
+                Ok(written) => len += written,
+                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(len),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = tool::run("umount", ["-l".as_ref(), self.0.as_os_str()]);
+    }
+}
+
+fn small_disk(board: &Board, backend: Backend) -> Result<()> {
+    const LEN: u64 = 24;
+    let scratch = board.scratch()?;
+    let nginx = Nginx::start(&scratch)?;
+    let path = nginx.image("large.iso", 36, LEN)?;
+    let disk = Disk::mount(scratch.file("cache"), 8)?;
+    let mut rig = start(board, backend, &scratch, "")?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    let events = rig.daemon()?.events()?;
+    rig.daemon()?.cli(&["insert", "cd", "https://127.0.0.1:8443/large.iso"])?;
+    for at in 0..LEN {
+        // What the daemon leaves to others, and what it had and gives up for what the host wants next.
+        if [8, 12, 16].contains(&at) {
+            println!("others took {} KiB before MiB {at}", disk.fill(&format!("theirs-{at}"))? / 1024);
+        }
+        let read = lun.read_at(at * MIB, usize::try_from(MIB)?)?;
+        ensure!(
+            read == image::peek(&path, at * MIB, read.len())?,
+            "the host read something else in MiB {at}"
+        );
+    }
+    let seen = events.seen();
+    ensure!(seen.iter().all(|event| event["event"] != "source_failed"), "{seen:#?}");
+    // From the start, with what is left.
+    ensure!(lun.sha(Caching::Buffered)? == image::sha_of_file(&path)?, "the host read something else");
+    rig.stop()
+}
+
+fn configured(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let nginx = Nginx::start(&scratch)?;
+    let late = nginx.image("late.iso", 38, 4)?;
+    let local = image::random(scratch.file("local.img"), 39, 1)?;
+    nginx.stop()?;
+    let url = Path::new("http://127.0.0.1:8080/late.iso?secret");
+    let drives = [Drive::optical().with(url), Drive::disk().with(url)];
+    let section = format!("[url]\ncache = {:?}\n", scratch.file("cache"));
+    let mut rig = Rig::start(board, backend, &Setup::of(drives).configured(section))?;
+    let events = rig.daemon()?.events()?;
+    let awaited = |rig: &Rig, drive: usize| {
+        rig.state().map(|state| state["drives"][drive]["awaited"].clone()).unwrap_or_default()
+    };
+    wait_until(PATIENCE, "the first tries fail", || {
+        (0..2).all(|drive| awaited(&rig, drive)["cause"].is_string())
+    })?;
+    let waits = awaited(&rig, 0);
+    ensure!(waits["image"] == "http://127.0.0.1:8080/late.iso?…", "awaited: {waits}");
+    ensure!(
+        waits["cause"].as_str().is_some_and(|cause| cause.contains("cannot be reached")),
+        "awaited: {waits}"
+    );
+    // Whoever comes first gets the drive.
+    rig.insert(1, &local)?;
+    ensure!(awaited(&rig, 1).is_null(), "a drive with an image waits for another");
+    let _nginx = Nginx::start(&scratch)?;
+    wait_until(PATIENCE, "the image is inserted", || awaited(&rig, 0).is_null())?;
+    events.await_event("inserted", |event| event["drive"] == 0)?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    ensure!(lun.sha(Caching::Buffered)? == image::sha_of_file(&late)?, "the host read something else");
+    ensure!(
+        rig.lun(1)?.sha(Caching::Buffered)? == image::sha_of_file(&local)?,
+        "the other drive has another image"
+    );
+    rig.stop()
+}
+
+fn signed(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let nginx = Nginx::start(&scratch)?;
+    // As long as a name can be.
+    let rest = "n".repeat(243);
+    let name = format!("ü 100% {rest}.iso");
+    ensure!(name.len() == 255, "the name has {} bytes", name.len());
+    let path = nginx.image(&name, 37, 4)?;
+    let secret = "5ec2e7";
+    let query = format!("X-Signature={secret}&x={}", format!("%2Fü {}", "s".repeat(34)).repeat(100));
+    ensure!(query.len() > 4000, "the query has {} bytes", query.len());
+    let mut rig = start(board, backend, &scratch, "")?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    let events = rig.daemon()?.events()?;
+    rig.daemon()?.cli(&["insert", "cd", &format!("https://127.0.0.1:8443/{name}?{query}")])?;
+    let shown = format!("https://127.0.0.1:8443/%C3%BC%20100%25%20{rest}.iso?…");
+    let image = rig_image(&rig).context("no image")?;
+    ensure!(image["name"] == shown.as_str(), "shown as {}", image["name"]);
+    ensure!(lun.sha(Caching::Buffered)? == image::sha_of_file(&path)?, "the host read something else");
+    lun.settle()?;
+    let said = rig.daemon()?.cli(&["eject", "cd"])?;
+    ensure!(said.contains(&shown), "ejected: {said}");
+    events.await_event("ejected", |event| event["image"] == shown.as_str())?;
+    let told = format!("{:?}{}{said}{image}", events.seen(), rig.daemon()?.log());
+    ensure!(!told.contains(secret), "the query is told: {told}");
     rig.stop()
 }
 

@@ -7,22 +7,19 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use crossbeam_channel::{RecvTimeoutError, bounded};
-use parking_lot::Mutex;
 use ringdrive::{
-    config::{self, Config},
-    control,
+    config::{self, Config, StartImage},
     drive::{
         DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Refusal, ReplyTo, Request, block_size,
         thread::FunctionThread,
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image},
+    media::{Access, Image, Medium},
     scsi::Identity,
 };
 
@@ -54,53 +51,31 @@ pub(crate) struct Placed {
     image: Box<Image>,
 }
 
-/// A configured image in an area, which is mounted when its server answers.
-pub(crate) struct Later {
-    drive: config::Drive,
-    path: PathBuf,
-    handle: Handle,
-    lun: u8,
-}
-
-impl Later {
-    /// Inserts those below `dir`, each once, on a thread of their own: the server may be gone again.
-    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path) {
-        let here: Vec<_> = all.lock().extract_if(.., |later| later.path.starts_with(dir)).collect();
-        if here.is_empty() {
-            return;
-        }
-        let insert_all = move || {
-            for Self { drive, path, handle, lun } in here {
-                let inserted = open(&drive, &path).and_then(|image| insert(&handle, lun, Box::new(image)));
-                if let Err(error) = inserted {
-                    let error = control::with_sources(error.as_ref());
-                    tracing::warn!(drive = drive.name, error, "the configured image is not inserted");
-                }
-            }
-        };
-        if let Err(error) = thread::Builder::new().name("area-images".into()).spawn(insert_all) {
-            tracing::error!(%error, "cannot start a thread to insert the images of an area");
-        }
-    }
-}
-
-fn is_in_area(config: &Config, path: &Path) -> bool {
+pub(crate) fn is_in_area(config: &Config, path: &Path) -> bool {
     config.areas.iter().any(|area| path.starts_with(&area.path))
 }
 
-fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> {
+/// The file that is in a drive at start.
+pub(crate) fn path(drive: &config::Drive) -> Option<&Path> {
+    match drive.image.as_ref()? {
+        StartImage::Path(path) => Some(path),
+        StartImage::Url(_) => None,
+    }
+}
+
+pub(crate) fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> {
     let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
     Image::open(path, access, block_size(drive.kind, drive.block_size))
         .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))
 }
 
-/// Opens the images of the configuration, but for those in areas. To be called while a signal still ends the process: a file server
+/// Opens the images of the configuration, but for those in areas and behind URLs. To be called while a signal still ends the process: a file server
 /// may not answer.
 pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
     let mut images = Vec::new();
     for (function, options) in config.functions.iter().enumerate() {
         for (lun, drive) in (0u8..).zip(&options.drives) {
-            let Some(path) = drive.image.as_deref().filter(|path| !is_in_area(config, path)) else {
+            let Some(path) = path(drive).filter(|path| !is_in_area(config, path)) else {
                 continue;
             };
             images.push(Placed { function, lun, image: Box::new(open(drive, path)?) });
@@ -140,16 +115,15 @@ impl Assembly {
         self.functions.iter().map(|function| (&function.thread.handle, function.drives.as_slice()))
     }
 
-    /// The configured images that lie in areas.
-    pub(crate) fn later(&self, config: &Config) -> Mutex<Vec<Later>> {
+    /// All drives in order, as the configuration has them, and the way to them.
+    pub(crate) fn drives<'a>(
+        &'a self,
+        config: &'a Config,
+    ) -> impl Iterator<Item = (DriveIndex, &'a config::Drive, &'a Handle, u8)> {
         let drives = config.functions.iter().zip(&self.functions).flat_map(|(options, function)| {
-            (0u8..).zip(&options.drives).map(|(lun, drive)| (lun, drive, &function.thread.handle))
+            (0u8..).zip(&options.drives).map(|(lun, drive)| (drive, &function.thread.handle, lun))
         });
-        let later = drives.filter_map(|(lun, drive, handle)| {
-            let path = drive.image.clone().filter(|path| is_in_area(config, path))?;
-            Some(Later { drive: drive.clone(), path, handle: handle.clone(), lun })
-        });
-        Mutex::new(later.collect())
+        (0u16..).zip(drives).map(|(index, (drive, handle, lun))| (DriveIndex(index), drive, handle, lun))
     }
 
     /// The name of a function of which a thread has ended, which it must not.
@@ -224,7 +198,7 @@ fn start(
     Ok(Function { name: function.name.clone(), thread, drives, ep0 })
 }
 
-fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
+pub(crate) fn insert(handle: &Handle, lun: u8, image: Box<dyn Medium>) -> anyhow::Result<()> {
     let (tell, answer) = bounded(1);
     let reply = ReplyTo::new(move |result| drop(tell.send(result)));
     handle.send(Request::Insert { lun, image, reply });

@@ -1,12 +1,14 @@
 //! `ringdrived`: serves the drives of one configuration until it is told to stop.
 
 mod assembly;
+mod later;
 
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::{Assembly, Later};
+use assembly::Assembly;
 use clap::Parser;
+use later::{InArea, Waiting};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
@@ -18,8 +20,8 @@ use nix::{
 use ringdrive::{
     cli::DaemonArgs,
     config::Config,
-    control::{self, Daemon, EventSink, FunctionHandle, Server},
-    drive::Event,
+    control::{self, Daemon, EventSink, FunctionHandle, Server, protocol::Awaited},
+    drive::{DriveIndex, Event},
     gadget::Gadget,
     media::url::Cache,
     storage::{self, Area, AreaReport, Areas, News, Reconnect},
@@ -67,23 +69,21 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
 
     let server = Server::bind(&config.control)?;
     let events = server.events();
-    let drive_events = events.clone();
-    let reconnect = Arc::new(Reconnect::start().context("cannot start a thread for file servers")?);
-    let tell = move |event| {
-        if matches!(event, Event::SourceOffline { .. }) {
-            reconnect.wake();
-        }
-        drive_events.publish(event);
-    };
+    let waiting = Arc::new(Waiting::default());
+    let reconnect = Reconnect::start().context("cannot start a thread for file servers")?;
+    let tell = tell(events.clone(), Arc::clone(&waiting), Arc::new(reconnect));
     let assembly = Assembly::new(&config, images, tell)?;
+    let cache = Cache::new(config.url.clone());
+    waiting.start(&assembly, &config, &cache, &events);
     let areas = Arc::new(start_areas(&config, &assembly, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole {
         gadget: Arc::clone(&assembly.gadget),
         shutdown: Arc::clone(&shutdown),
-        cache: Cache::new(config.url.clone()),
+        cache,
         areas: Arc::clone(&areas),
+        waiting,
     };
     let functions = assembly
         .functions()
@@ -107,9 +107,24 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     }
 }
 
+/// Who hears of what drives tell: clients, and whoever waits for it here.
+fn tell(
+    events: EventSink,
+    waiting: Arc<Waiting>,
+    reconnect: Arc<Reconnect>,
+) -> impl Fn(Event) + Clone + Send + 'static {
+    move |event| {
+        waiting.notice(&event);
+        if matches!(event, Event::SourceOffline { .. }) {
+            reconnect.wake();
+        }
+        events.publish(event);
+    }
+}
+
 /// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
 fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyhow::Result<Areas> {
-    let later = Arc::new(assembly.later(config));
+    let later = Arc::new(InArea::all(assembly, config));
     let tell = move |area: &Area, news: News| {
         let name = area.name.clone();
         match news {
@@ -117,7 +132,7 @@ fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyho
                 let (source, path) = (area.source.to_string(), area.path.display().to_string());
                 tracing::info!(area = name, source, path, "mounted");
                 events.publish(Event::AreaMounted { area: name, source, path });
-                Later::insert_all_below(&later, &area.path);
+                InArea::insert_all_below(&later, &area.path);
             }
             News::Lost { cause } => {
                 tracing::warn!(area = name, cause, "an area cannot be used");
@@ -181,6 +196,7 @@ struct Whole {
     shutdown: Arc<EventFd>,
     cache: Arc<Cache>,
     areas: Arc<Areas>,
+    waiting: Arc<Waiting>,
 }
 
 impl Daemon for Whole {
@@ -199,5 +215,9 @@ impl Daemon for Whole {
 
     fn areas(&self) -> Vec<AreaReport> {
         self.areas.report()
+    }
+
+    fn awaited(&self) -> Vec<(DriveIndex, Awaited)> {
+        self.waiting.report()
     }
 }

@@ -35,8 +35,10 @@ use super::{
 
 /// How long the threads of an ejected image may take to leave its files.
 const LEAVE: Duration = Duration::from_millis(800);
-/// Bytes of the file system that are left to others.
-const SPARED: u64 = 32 << 20;
+/// Most bytes of the file system that are left to others.
+const SPARED_MAX: u64 = 32 << 20;
+/// Of a small file system, one in so many bytes is.
+const SPARED_SHARE: u64 = 8;
 
 /// How images behind URLs are fetched, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,7 @@ pub struct Cache {
     active: Mutex<HashMap<[u8; 32], u64>>,
     left: Condvar,
     limiter: Limiter,
+    disk: fn(&Path) -> io::Result<Disk>,
 }
 
 /// A bound on bytes a second, over everybody who asks.
@@ -107,6 +110,13 @@ struct Idle {
     path: PathBuf,
 }
 
+/// Bytes of the file system of the cache.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Disk {
+    pub(super) total: u64,
+    pub(super) free: u64,
+}
+
 /// The right to a URL's files.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -117,8 +127,13 @@ pub(super) struct Claim {
 impl Cache {
     /// Touches nothing yet.
     pub fn new(options: CacheOptions) -> Arc<Self> {
+        Self::on(options, Disk::of)
+    }
+
+    /// As [`Cache::new`], on a disk of which `disk` tells.
+    pub(super) fn on(options: CacheOptions, disk: fn(&Path) -> io::Result<Disk>) -> Arc<Self> {
         let limiter = Limiter { rate: options.rate, paid_until: Mutex::new(Instant::now()) };
-        Arc::new(Self { options, active: Mutex::default(), left: Condvar::new(), limiter })
+        Arc::new(Self { options, active: Mutex::default(), left: Condvar::new(), limiter, disk })
     }
 
     /// Takes a URL for oneself. Waits a little for whoever is just leaving it.
@@ -179,29 +194,35 @@ impl Cache {
         Ok((entry, known))
     }
 
-    /// Removes images that nobody uses, the longest unused first, until there is room for `wanted` bytes beside those in use. How
-    /// much there is.
-    // Of 32 bits on some machines.
-    #[allow(clippy::useless_conversion)]
+    /// Takes room for `wanted` bytes of an image that has `own` already. How much there is.
     fn reserve(&self, key: &[u8; 32], wanted: u64, own: u64) -> io::Result<u64> {
         let mut active = self.active.lock();
+        let room = self.room(&active, key, wanted, own)?;
+        active.insert(*key, room);
+        Ok(room)
+    }
+
+    /// Removes images that nobody uses, the longest unused first, until there is room for `wanted` bytes beside those in use. How
+    /// much there is.
+    fn room(
+        &self,
+        active: &HashMap<[u8; 32], u64>,
+        key: &[u8; 32],
+        wanted: u64,
+        own: u64,
+    ) -> io::Result<u64> {
         let others: u64 = active.iter().filter(|(other, _)| *other != key).map(|(_, room)| *room).sum();
-        let mut idle = self.idle(&active)?;
+        let mut idle = self.idle(active)?;
         loop {
             let unused: u64 = idle.iter().map(|file| file.bytes).sum();
             let limit = self.options.limit.saturating_sub(others).saturating_sub(unused);
-            let disk = statvfs(&self.options.dir)?;
-            let free = u64::from(disk.blocks_available()) * u64::from(disk.fragment_size());
-            let room = wanted.min(limit).min((free + own).saturating_sub(SPARED));
+            let room = wanted.min(limit).min((self.disk)(&self.options.dir)?.room(own));
             match idle.pop() {
                 Some(Idle { path, .. }) if room < wanted => {
                     fs::remove_file(path.with_extension("record"))?;
                     fs::remove_file(path)?;
                 }
-                _ => {
-                    active.insert(*key, room);
-                    return Ok(room);
-                }
+                _ => return Ok(room),
             }
         }
     }
@@ -220,6 +241,21 @@ impl Cache {
         }
         idle.sort_unstable_by_key(|file| std::cmp::Reverse(file.used));
         Ok(idle)
+    }
+}
+
+impl Disk {
+    // Of 32 bits on some machines.
+    #[allow(clippy::useless_conversion)]
+    fn of(dir: &Path) -> io::Result<Self> {
+        let disk = statvfs(dir)?;
+        let bytes = |blocks| u64::from(blocks) * u64::from(disk.fragment_size());
+        Ok(Self { total: bytes(disk.blocks()), free: bytes(disk.blocks_available()) })
+    }
+
+    /// For an image that has `own` bytes of it.
+    fn room(self, own: u64) -> u64 {
+        (self.free + own).saturating_sub(SPARED_MAX.min(self.total / SPARED_SHARE))
     }
 }
 
@@ -245,6 +281,17 @@ impl Entry {
         // Used now, which reading does not say on every file system.
         let prepared = self.file.set_len(total).and_then(|()| self.file.set_modified(SystemTime::now()));
         prepared.map_err(|error| self.error(error))
+    }
+
+    /// How much room there is at present for the image, which has `own` bytes: what others fill on the disk, it must do without.
+    /// Unused images go first.
+    pub(super) fn room_now(&self, own: u64) -> io::Result<u64> {
+        let room = (self.cache.disk)(&self.cache.options.dir)?.room(own);
+        if room >= self.room {
+            return Ok(self.room);
+        }
+        // What was reserved stays so: there may be more room again.
+        self.cache.room(&self.cache.active.lock(), &self.key, self.room, own)
     }
 
     /// Whether all of `total` bytes have room.
@@ -302,8 +349,13 @@ impl Entry {
     }
 
     /// Gives the storage of a chunk back. From the first one on no record holds, so that none claims what has gone.
-    pub(super) fn punch(&self, chunk: u64) -> io::Result<()> {
+    pub(super) fn give_up(&self, chunk: u64) -> io::Result<()> {
         self.discard();
+        self.punch(chunk)
+    }
+
+    /// Gives back what there is of a chunk that is not here.
+    pub(super) fn punch(&self, chunk: u64) -> io::Result<()> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let [at, len] =
             [chunk * CHUNK, CHUNK].map(|bytes| libc::off_t::try_from(bytes).map_err(io::Error::other));

@@ -155,7 +155,8 @@ impl UrlErrorKind {
             }
             Self::Missing(_) | Self::Changed => FaultKind::Stale,
             Self::Mismatch => FaultKind::Damaged,
-            Self::NoSpace | Self::Cache(_) => FaultKind::NoSpace,
+            Self::NoSpace => FaultKind::CacheFull,
+            Self::Cache(_) => FaultKind::NoSpace,
             _ => FaultKind::Io,
         }
     }

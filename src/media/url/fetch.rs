@@ -46,13 +46,16 @@ pub(super) fn start(shared: &Arc<Shared>, finish: Finish) -> io::Result<()> {
 fn fetch(shared: &Shared, me: usize) {
     let Ok(len) = usize::try_from(CHUNK) else { return };
     let mut buffer = vec![0; len];
-    while let Some((run, excess)) = shared.next_run(me) {
-        let result = match shared.make_room(excess) {
-            Ok(true) => fetch_run(shared, me, run, &mut buffer),
+    while let Some(run) = shared.next_run(me) {
+        let result = match shared.make_room(Some(me)) {
             // Wishes stay until they are fulfilled.
-            Ok(false) => {
+            Ok(0) => {
                 shared.pause(ROOM_PAUSE);
                 Ok(())
+            }
+            Ok(room) => {
+                let end = run.end.min(run.next + room);
+                fetch_run(shared, me, Run { end, ..run }, &mut buffer)
             }
             Err(error) => Err(error),
         };
@@ -74,7 +77,13 @@ fn fetch_run(shared: &Shared, me: usize, run: Run, buffer: &mut [u8]) -> Result<
         };
         bytes.read_exact(piece)?;
         let Some(writing) = shared.writing() else { break };
-        shared.chunks.file().write_all_at(piece, at).map_err(|error| shared.entry.error(error))?;
+        if let Err(error) = shared.chunks.file().write_all_at(piece, at) {
+            // A part of it may be there, in the way of others.
+            if shared.chunks.is_absent(chunk) {
+                let _ = shared.entry.punch(chunk);
+            }
+            return Err(shared.entry.error(error));
+        }
         shared.arrived(me, chunk);
         drop(writing);
         chunk += 1;
@@ -119,6 +128,9 @@ fn keep(shared: &Shared, finish: &Finish) {
         }
         if complete {
             self::finish(shared, finish);
+        } else if let Err(error) = shared.make_room(None) {
+            // Whoever fetches the next chunk tells.
+            tracing::debug!(%error, "no room on the disk");
         }
         next = Instant::now() + STORE_EVERY;
     }

@@ -107,6 +107,17 @@ pub fn is_url(text: &str) -> bool {
     })
 }
 
+/// Whether a URL makes sense.
+///
+/// # Errors
+/// Why it does not.
+pub fn check(url: &str) -> Result<(), &'static str> {
+    match Address::parse(url) {
+        Err(UrlErrorKind::Address(why)) => Err(why),
+        _ => Ok(()),
+    }
+}
+
 /// A URL as it may be shown: without user, password and query.
 pub fn shown(url: &str) -> String {
     Address::parse(url).map_or_else(|_| "a URL".to_owned(), |address| address.to_string())
@@ -366,12 +377,13 @@ impl Opening<'_> {
         let residence = entry.file().metadata().map(|metadata| residence(entry.file(), &metadata));
         let name = client.address().to_string();
         let block = u64::from(options.block_size.bytes());
+        let needs_all = options.download || options.keep || digest.is_some();
         let image = UrlImage {
             name,
             len: ByteLen(part.total.next_multiple_of(block)),
             block_size: options.block_size,
             residence: residence.unwrap_or(Residence::Remote),
-            shared: Arc::new(Shared::new(client, chunks, part, entry, report.clone())),
+            shared: Arc::new(Shared::new(client, chunks, part, entry, report.clone(), needs_all)),
         };
         let started = fetch::start(&image.shared, Finish { digest, keep: options.keep });
         started.map_err(|error| image.shared.entry.error(error))?;
@@ -413,6 +425,7 @@ impl UrlImage {
             match state.outcome.clone() {
                 Outcome::Complete { .. } => return Ok(()),
                 Outcome::Failed(kind) => return Err(kind.of(&self.name)),
+                Outcome::None if state.is_full => return Err(UrlErrorKind::NoSpace.of(&self.name)),
                 Outcome::None => self.shared.wait_to_keep(&mut state, Instant::now() + REPORT_EVERY),
             }
             drop(state);

@@ -157,6 +157,18 @@ impl Plan {
         (1 + self.pace.requests_under_way()).min(most)
     }
 
+    /// Chunks that thread `me` has before it.
+    pub(super) fn ahead(&self, me: usize) -> u64 {
+        self.running.get(me).copied().flatten().map_or(0, |run| run.end.saturating_sub(run.next))
+    }
+
+    /// There is room only for the next `len` of them.
+    pub(super) fn shorten(&mut self, me: usize, len: u64) {
+        if let Some(Some(run)) = self.running.get_mut(me) {
+            run.end = run.end.min(run.next + len);
+        }
+    }
+
     /// What thread `me` still has to do of its run. A background run ends early when the host waits and no thread is free.
     pub(super) fn goes_on(&self, me: usize) -> bool {
         let Some(Some(run)) = self.running.get(me) else { return false };

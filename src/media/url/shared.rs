@@ -28,8 +28,10 @@ use crate::{
     units::{ByteLen, ByteOffset, ByteRange},
 };
 
-/// Chunks without which there is no streaming.
+/// Chunks without which no streaming begins.
 pub(super) const ROOM_MIN: u64 = 16;
+/// Chunks with which it goes on while others have filled the disk: what is fetched at once for the host.
+const LEAST: u64 = 4;
 /// How often to look how far the host has come.
 const LOOK: Duration = Duration::from_millis(100);
 /// Failures in a row after which the source counts as offline.
@@ -43,6 +45,8 @@ pub(super) struct Shared {
     pub(super) patience: Patience,
     pub(super) entry: Entry,
     pub(super) report: Reporter,
+    /// All of it must be here at once in the end.
+    needs_all: bool,
     state: Mutex<State>,
     /// There may be something to fetch, or it is time to end.
     work: Condvar,
@@ -66,7 +70,11 @@ pub(super) struct State {
     pub(super) plan: Plan,
     pub(super) here: u64,
     /// Chunks that may be here at once.
-    pub(super) room: u64,
+    room: u64,
+    /// However little the disk has: so many it had when it was full.
+    least: u64,
+    /// The disk is full, and nothing may go for what is missing.
+    pub(super) is_full: bool,
     pub(super) closing: bool,
     /// Chunks have come since the record was stored.
     pub(super) dirty: bool,
@@ -92,13 +100,22 @@ pub(super) enum Outcome {
 }
 
 impl Shared {
-    pub(super) fn new(client: Client, chunks: Chunks, part: Part, entry: Entry, report: Reporter) -> Self {
+    pub(super) fn new(
+        client: Client,
+        chunks: Chunks,
+        part: Part,
+        entry: Entry,
+        report: Reporter,
+        needs_all: bool,
+    ) -> Self {
         let here = (0..chunks.count()).fold(0, |here, chunk| here + u64::from(chunks.is_here(chunk)));
         let options = entry.options();
         let state = State {
             plan: Plan::new(options.connections.max(1)),
             here,
             room: entry.room().div_ceil(CHUNK),
+            least: ROOM_MIN,
+            is_full: false,
             closing: false,
             dirty: here > 0,
             source: SourceState::Online,
@@ -115,6 +132,7 @@ impl Shared {
             patience: options.patience,
             entry,
             report,
+            needs_all,
             state: Mutex::new(state),
             work: Condvar::new(),
             keep: Condvar::new(),
@@ -185,8 +203,8 @@ impl Shared {
         }
     }
 
-    /// The next run of thread `me`, and how many chunks must go before; `None` when there will be no more.
-    pub(super) fn next_run(&self, me: usize) -> Option<(Run, u64)> {
+    /// The next run of thread `me`, for which [`Shared::make_room`] makes room; `None` when there will be no more.
+    pub(super) fn next_run(&self, me: usize) -> Option<Run> {
         let mut state = self.lock();
         loop {
             if state.closing || state.outcome != Outcome::None || state.here == self.chunks.count() {
@@ -200,8 +218,7 @@ impl Shared {
             if !barred {
                 let fill = rate.is_none().then(|| self.fill(&state));
                 if let Some(run) = state.plan.next(me, &self.chunks, fill.as_ref()) {
-                    let needed = state.here + state.plan.under_way();
-                    return Some((run, needed.saturating_sub(state.room)));
+                    return Some(run);
                 }
             }
             // The host's way through what is here wakes nobody.
@@ -224,27 +241,57 @@ impl Shared {
         (state.room < self.chunks.count()).then_some(state.room / 2)
     }
 
-    /// Makes room for `count` chunks. Whether there is now.
-    pub(super) fn make_room(&self, count: u64) -> Result<bool, UrlError> {
-        if count == 0 {
-            return Ok(true);
-        }
+    /// Gives up what there is no room for any more, on a disk that others may have filled, and makes room for the run of thread `me`.
+    /// For how many chunks of it there is; it becomes as short as that.
+    pub(super) fn make_room(&self, me: Option<usize>) -> Result<u64, UrlError> {
         let _turn = self.evicting.lock();
-        let Some(_writing) = self.writing() else { return Ok(false) };
-        let spared = {
-            let state = self.lock();
+        let Some(_writing) = self.writing() else { return Ok(0) };
+        let here = self.lock().here;
+        let room = self.entry.room_now(here * CHUNK).map_err(|error| self.entry.error(error))?;
+        let (wanted, count, spared) = {
+            let mut state = self.lock();
+            let wanted = me.map_or(0, |me| state.plan.ahead(me));
+            if state.here == self.chunks.count() || state.outcome != Outcome::None {
+                return Ok(wanted);
+            }
+            if room < self.part.total && self.needs_all {
+                state.is_full = true;
+                return Err(UrlErrorKind::NoSpace.of(self.client.address()));
+            }
+            state.room = room.div_ceil(CHUNK).max(state.least);
             let from = self.position.load(Ordering::Relaxed);
-            from..from + self.window(&state).unwrap_or(0)
+            // Each run makes room for itself alone: all together may want more than there is.
+            let needed = state.here.saturating_sub(state.room) + wanted;
+            let count = needed.min((state.here + state.plan.under_way()).saturating_sub(state.room));
+            // Before they go, so that what arrives meanwhile does not seem to be the last.
+            let count = count.min(state.here);
+            state.here -= count;
+            (wanted, count, from..from + self.window(&state).unwrap_or(0))
         };
-        let gone = self.chunks.evict(count, &spared, |chunk| self.entry.punch(chunk));
-        let gone = gone.map_err(|error| self.entry.error(error))?;
+        if count == 0 {
+            return Ok(wanted);
+        }
+        let mut gone = 0;
+        let evicted = self.chunks.evict(count, &spared, |chunk| {
+            self.entry.give_up(chunk)?;
+            gone += 1;
+            Ok(())
+        });
         let mut state = self.lock();
-        state.here -= gone;
+        state.here += count - gone;
+        if state.here == self.chunks.count() {
+            self.keep.notify_all();
+        }
+        let room = wanted.saturating_sub(count - gone);
+        if let Some(me) = me {
+            state.plan.shorten(me, room);
+        }
         // What left, or was about to, may have been wanted meanwhile.
         self.work.notify_all();
         drop(state);
         self.wake();
-        Ok(gone == count)
+        evicted.map_err(|error| self.entry.error(error))?;
+        Ok(room)
     }
 
     /// A chunk of thread `me` is in the file.
@@ -257,6 +304,7 @@ impl Shared {
         let recovered = state.source == SourceState::Offline;
         state.failures = 0;
         state.retry_at = None;
+        state.is_full = false;
         if recovered {
             state.source = SourceState::Online;
             (state.fault, state.cause) = (None, None);
@@ -292,7 +340,7 @@ impl Shared {
         let now = Instant::now();
         if error.kind == UrlErrorKind::NoSpace {
             // From now on what is new takes the place of what is old.
-            state.room = state.room.min(state.here.max(ROOM_MIN));
+            state.least = state.least.min(state.here.max(LEAST));
         }
         // Of several that fail together, one counts.
         if state.retry_at.is_some_and(|at| now < at) {

@@ -1,8 +1,13 @@
 //! What stays on disk: after a crash, in too small a cache, for good.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use super::*;
+use super::{super::cache::Disk, *};
 
 /// The cache directory as a power cut leaves it at its worst: of the data only what a record has spoken of.
 fn crashed(rig: &Rig) -> Rig {
@@ -108,6 +113,56 @@ fn an_image_larger_than_the_cache_streams_to_its_end_and_the_cache_keeps_its_lim
     assert!(records.iter().all(|path| fs::metadata(path).unwrap().len() == 0));
     drop(inserted);
     drop(rig.insert(&server.url("/x.iso")).unwrap());
+}
+
+#[test]
+fn others_fill_the_disk_and_the_image_makes_do_with_what_is_left() {
+    const TOTAL: u64 = 64 * CHUNK;
+    static OTHERS: AtomicU64 = AtomicU64::new(0);
+    fn used(dir: &Path) -> u64 {
+        let files = fs::read_dir(dir).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+    }
+    fn disk(dir: &Path) -> io::Result<Disk> {
+        let free = TOTAL.saturating_sub(used(dir) + OTHERS.load(Ordering::Relaxed));
+        Ok(Disk { total: TOTAL, free })
+    }
+    let server = Server::start(LEN * 4);
+    let mut rig = Rig::new();
+    rig.cache = Cache::on(options(&rig.dir.path().join("cache")), disk);
+    let inserted = rig.insert(&server.url("/x.iso")).unwrap();
+    let len = inserted.image.len().0;
+    for at in (0..len).step_by(256 * 1024) {
+        // A quarter of the image each with a disk that is theirs by none, half, three quarters, and full.
+        let theirs = [0, TOTAL / 2, TOTAL * 3 / 4, TOTAL];
+        OTHERS.store(theirs[usize::try_from(at * 4 / len).unwrap()], Ordering::Relaxed);
+        inserted.check(at, (len - at).min(256 * 1024), 1).unwrap();
+    }
+    // With the least that streaming needs, and what is being written.
+    let used = used(&rig.dir.path().join("cache"));
+    assert!(used <= 24 * CHUNK, "{} KiB", used / 1024);
+    drop(inserted);
+    OTHERS.store(0, Ordering::Relaxed);
+    // What is to be whole waits for room.
+    let small = Server::start(40 * CHUNK);
+    let slow = CacheOptions { rate: Some(8 * CHUNK), ..options(&rig.dir.path().join("cache")) };
+    rig.cache = Cache::on(slow, disk);
+    let kept = rig.insert_as(UrlOptions { keep: true, ..wish(&small.url("/y.iso")) }).unwrap();
+    OTHERS.store(TOTAL, Ordering::Relaxed);
+    rig.await_report(|report| matches!(report, Report::Offline { cause } if cause.contains("no room")));
+    assert_eq!(kept.check(39 * CHUNK, 2048, 1), Err(FaultKind::CacheFull));
+    kept.check(0, 2048, 1).unwrap();
+    OTHERS.store(0, Ordering::Relaxed);
+    rig.await_report(|report| *report == Report::Online);
+    // But nobody waits for a download that does.
+    let download = UrlOptions { download: true, ..wish(&small.url("/z.iso")) };
+    let fill = || {
+        OTHERS.store(TOTAL, Ordering::Relaxed);
+        true
+    };
+    let refused = rig.cache.insert(&download, &rig.reporter, &fill).unwrap_err();
+    assert_eq!(refused.kind, UrlErrorKind::NoSpace);
+    drop(kept);
 }
 
 #[test]
