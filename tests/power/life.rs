@@ -256,8 +256,15 @@ impl Life {
         });
         if !soon {
             self.tell(|promises| promises.durable(sectors));
+            return Ok(());
         }
-        Ok(())
+        // While that goes on.
+        match self.rng.u8(..4) {
+            0 => self.flush(),
+            1 => self.write(),
+            2 => self.client_ejects(),
+            _ => Ok(()),
+        }
     }
 
     /// MODE SELECT(6) with the caching page.

@@ -68,7 +68,7 @@ impl Faults {
     pub fn any(rng: &mut Rng) -> Self {
         let mut rate = |of: u32| if rng.bool() { rng.u32(..of) } else { 0 };
         let (errors, shorts, full) = (rate(60), rate(200), rate(200));
-        let (late, losses) = (rate(20), rate(150));
+        let (late, losses) = (rate(20), rate(300));
         Self { errors, shorts, full, late, losses, delay_max: 1 << rng.u32(10..30), bug: None }
     }
 }
@@ -95,6 +95,8 @@ struct State {
     faults: Faults,
     now: u64,
     flights: Vec<Flight>,
+    /// What has ended, and when the drive hears of it.
+    ended: Vec<(u64, Moved)>,
     started: u64,
     /// By inode.
     stores: HashMap<u64, Store>,
@@ -282,6 +284,7 @@ impl Media {
             faults,
             now: 0,
             flights: Vec::new(),
+            ended: Vec::new(),
             started: 0,
             stores: HashMap::new(),
             promises: None,
@@ -295,24 +298,36 @@ impl Media {
         (Self(state.clone()), SimMover(state))
     }
 
-    /// Ends one operation that is due at `now`, any of them.
+    /// An operation of whose end the drive hears at `now`.
     pub fn complete(&self, now: u64) -> Option<Moved> {
         let mut state = self.0.borrow_mut();
-        let due: Vec<usize> = (0..state.flights.len()).filter(|i| state.flights[*i].due <= now).collect();
-        if due.is_empty() {
-            return None;
-        }
-        let which = due[state.rng.usize(..due.len())];
-        let flight = state.flights.swap_remove(which);
-        Some(state.finish(flight))
+        let heard = state.ended.iter().position(|(at, _)| *at <= now)?;
+        Some(state.ended.swap_remove(heard).1)
     }
 
+    /// When something ends, or the drive hears of it.
     pub fn next_due(&self) -> Option<u64> {
-        self.0.borrow().flights.iter().map(|flight| flight.due).min()
+        let state = self.0.borrow();
+        let ended = state.ended.iter().map(|(at, _)| *at);
+        state.flights.iter().map(|flight| flight.due).chain(ended).min()
     }
 
+    /// Ends what is due, in any order. The drive may hear of it in another.
     pub fn at(&self, now: u64) {
-        self.0.borrow_mut().now = now;
+        let mut state = self.0.borrow_mut();
+        state.now = now;
+        loop {
+            let due: Vec<usize> = (0..state.flights.len()).filter(|i| state.flights[*i].due <= now).collect();
+            if due.is_empty() {
+                return;
+            }
+            let which = due[state.rng.usize(..due.len())];
+            let flight = state.flights.swap_remove(which);
+            let moved = state.finish(flight);
+            let delay = 1 + state.faults.delay_max / 4;
+            let heard = if state.rng.bool() { now } else { now + state.rng.u64(..delay) };
+            state.ended.push((heard, moved));
+        }
     }
 
     /// What is late ends.

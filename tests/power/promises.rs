@@ -63,14 +63,15 @@ impl Promises {
             let found =
                 store.may_hold(sector).find(|found| !told.may_hold.iter().any(|may| may == *found))?;
             let (found, may) = (name(found), told.may_hold.iter().map(|may| name(may)).collect::<Vec<_>>());
-            Some(format!(
-                "a power cut may leave sector {sector} with write {found}; the host was told of {may:?}"
-            ))
+            Some(format!("a power cut may leave sector {sector} with {found}; the host was told of {may:?}"))
         })
     }
 }
 
 /// The write that a sector's bytes name.
-fn name(bytes: &[u8; SECTOR]) -> u64 {
-    u64::from_le_bytes(*bytes.first_chunk().unwrap())
+fn name(bytes: &[u8; SECTOR]) -> String {
+    match u64::from_le_bytes(*bytes.first_chunk().unwrap()) {
+        0 if bytes.iter().all(|byte| *byte == 0) => "zeroes".into(),
+        write => format!("write {write}"),
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     job::{Job, Moves, Verdict, What},
     media::SECOND,
     model::{Disk, ZEROES, bytes_of},
-    world::{Nanos, World},
+    world::{BusSignal, Nanos, World},
 };
 
 /// How often each thing happened: a run that meets none of something proves nothing about it.
@@ -84,6 +84,10 @@ impl Checker {
         if !self.port.world.settle() {
             return Err("the device never comes to rest without a host".into());
         }
+        let World { device, now, .. } = &mut self.port.world;
+        let stopped = device.stop(*now);
+        self.port.world.settle();
+        let _answer = stopped.take().ok_or("a stop is never answered")?;
         match self.port.world.device.buffers_out() {
             0 => {}
             out => return Err(format!("{out} buffers never came back")),
@@ -125,7 +129,9 @@ impl Checker {
                 self.honest(&job)
             }
             _ => {
+                self.port.world.signal(BusSignal::Suspended);
                 self.port.world.idle(50);
+                self.port.world.signal(BusSignal::Resumed);
                 Ok(())
             }
         }

@@ -359,7 +359,12 @@ impl Job {
                 answer(vec![0x5a, 0, 0x3f, 0, 0, 0, 0, high, low, 0], len.into(), |data, _| data.len() >= 8)
             }
             6 => Self::request_sense(lun, len),
-            7 => Self::new(lun, [0x1e, 0, 0, 0, rng.u8(..2), 0], Moves::None, What::Quiet),
+            7 => {
+                let prevent = rng.u8(..2);
+                // Whoever may take the medium takes all that was written.
+                let what = if prevent == 0 && disk.writable { What::Sync } else { What::Quiet };
+                Self::new(lun, [0x1e, 0, 0, 0, prevent, 0], Moves::None, what)
+            }
             8 => {
                 let count = rng.u8(..=u8::try_from(disk.blocks().min(100)).unwrap());
                 Self::new(lun, [0x2f, 0, 0, 0, 0, 0, 0, 0, count, 0], Moves::None, What::Quiet)

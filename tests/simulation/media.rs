@@ -89,6 +89,7 @@ struct Log {
     durable: Vec<u32>,
     /// What was volatile when a sync failed. The kernel reports that once, forgets it, and later syncs succeed without it.
     forgotten: Vec<u32>,
+    /// Or a write that was to be durable.
     sync_failed: bool,
 }
 
@@ -192,6 +193,8 @@ impl State {
                 flight.file.write_all_at(&buf[part.start..][..some], at).unwrap();
                 let first = usize::try_from(at).unwrap() / SECTOR;
                 let log = self.log(&flight.file);
+                // The kernel may have told by it of what was written before.
+                log.sync_failed |= durable && fails;
                 for sector in first..(first + some.div_ceil(SECTOR)) {
                     log.written[sector] += 1;
                     if durable && !fails {

@@ -12,6 +12,7 @@ mod changed;
 mod clients;
 mod conformance;
 mod disks;
+mod durable;
 mod eject;
 mod enumeration;
 mod events;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         ("integrity", integrity::CASES),
         ("optical", optical::CASES),
         ("disks", disks::CASES),
+        ("durable", durable::CASES),
         ("filesystem", filesystem::CASES),
         ("thirteen", thirteen::CASES),
         ("reset", reset::CASES),

@@ -232,10 +232,22 @@ fn start_and_stop_move_nothing_but_the_cache() {
     let mut target = disk(64);
     assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0, 0]), Answer::Media(MediaOp::Flush));
     assert_eq!(send(&mut target, &[0x1B, 1, 0, 0, 1, 0]), Answer::Good);
-    assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0x32, 0]), Answer::Good, "STANDBY ignores LOEJ");
-    assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 0x04, 0]), Answer::Good, "NO_FLUSH");
+    let standby = send(&mut target, &[0x1B, 0, 0, 0, 0x32, 0]);
+    assert_eq!(standby, Answer::Media(MediaOp::Flush), "STANDBY ignores LOEJ");
+    for no_flush in [0x04, 0x34] {
+        assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, no_flush, 0]), Answer::Good, "NO_FLUSH");
+    }
     target.unit_mut(0).unwrap().remove();
     assert_eq!(send(&mut target, &[0x1B, 0, 0, 0, 1, 0]), Answer::Check(MEDIUM_NOT_PRESENT));
+}
+
+#[test]
+fn a_medium_that_may_be_removed_holds_all_that_was_written() {
+    let mut target = disk(64);
+    assert_eq!(send(&mut target, &[0x1E, 0, 0, 0, 1, 0]), Answer::Good);
+    assert_eq!(send(&mut target, &[0x1E, 0, 0, 0, 0, 0]), Answer::Media(MediaOp::Flush));
+    assert!(!target.unit(0).unwrap().prevented(), "whatever becomes of the flush");
+    assert_eq!(send(&mut optical(64), &[0x1E, 0, 0, 0, 0, 0]), Answer::Good);
 }
 
 /// libiscsi's StartStopUnit.PwrCnd: with a power condition, whichever, LOEJ does not eject, and the unit stays ready.
@@ -243,7 +255,8 @@ fn start_and_stop_move_nothing_but_the_cache() {
 fn no_power_condition_ejects_or_stops_the_unit() {
     for mut target in [disk(64), optical(64)] {
         for condition in 1..16 {
-            assert_eq!(send(&mut target, &[0x1B, 1, 0, 0, condition << 4 | 0x02, 0]), Answer::Good);
+            let answer = send(&mut target, &[0x1B, 1, 0, 0, condition << 4 | 0x02, 0]);
+            assert!(matches!(answer, Answer::Good | Answer::Media(MediaOp::Flush)), "{answer:?}");
             assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Good);
         }
     }
