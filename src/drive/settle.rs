@@ -24,7 +24,7 @@ use super::{
 /// How long whoever ejects by force waits, or ejects what is on a network: what they ask for is answered within a second.
 const SOON: Duration = Duration::from_millis(600);
 /// How long whoever stops everything waits.
-const STOP: Duration = Duration::from_secs(3);
+pub(super) const STOP: Duration = Duration::from_secs(3);
 
 /// What waits until written bytes are durable.
 #[derive(Debug)]
@@ -74,13 +74,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Makes all drives durable; the thread may end when they are, or when it takes too long.
-    pub(super) fn stop(&mut self, reply: ReplyTo<Result<(), Refusal>>) {
+    pub(super) fn stop(&mut self, reply: ReplyTo<Result<(), Refusal>>, wait: Duration) {
         self.stop = Some(Stopping { lost: None, reply });
         for lun in self.target.luns() {
             if self.settles(lun) || self.loaded(lun).is_none() {
                 continue;
             }
-            self.settle(lun, Purpose::Stop, STOP);
+            self.settle(lun, Purpose::Stop, wait);
         }
         self.look_whether_stopped();
     }

@@ -52,6 +52,14 @@ pub enum BusEvent {
         /// wMaxPacketSize of the bulk endpoints at that speed, in bytes.
         max_packet: u16,
     },
+    /// The host uses us, and does not know that another process did what is done so far: as [`BusEvent::Enabled`], but nothing is gone
+    /// except the requests.
+    TakenOver {
+        /// The speed of the link.
+        speed: Speed,
+        /// wMaxPacketSize of the bulk endpoints at that speed, in bytes.
+        max_packet: u16,
+    },
     /// The host reset, disconnected or deconfigured us; all requests came back.
     Disabled,
     /// The bus is idle. Requests stay queued. Some controllers say this instead of `Disabled` when the cable is pulled.
