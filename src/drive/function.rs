@@ -44,6 +44,7 @@ use super::{
     data_in::DataIn,
     data_out::DataOut,
     flights::{self, Flights, Interest, Owner, Purpose},
+    handover::Behind,
     loaded::Loaded,
     look::ReadEnd,
     pipes::{CBW, CSW, PipeError, Pipes},
@@ -274,8 +275,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// After how long at the latest [`Function::tick`] wants to be called, if at all. To be asked after every event; an earlier tick
     /// does no harm.
     pub fn timer(&self) -> Option<Duration> {
-        let soon =
-            self.halt_again || self.leaving.is_some() || matches!(self.phase, Phase::Aborting(_));
+        let soon = self.halt_again || self.leaving.is_some() || matches!(self.phase, Phase::Aborting(_));
         if soon {
             return Some(LOOK_SOON);
         }
@@ -456,6 +456,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn endpoint_done(&mut self, done: EndpointDone) -> Result<(), PipeError> {
         self.progress = self.mover.now();
         if matches!(self.phase, Phase::Aborting(_)) {
+            // It may have the only buffer for CBWs.
+            drop(done);
             return self.try_restart();
         }
         match done.result {
@@ -534,7 +536,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn try_halt(&mut self) -> Result<(), PipeError> {
         match self.phase {
             Phase::Stalling { csw } => match self.pipes.halt(Pipe::In) {
-                Halted::Yes => self.send_csw(csw, Wake::Now),
+                Halted::Yes => self.send_csw_behind(Behind::Halt, csw, Wake::Now),
                 // Requests are queued, or the controller's FIFO is not empty yet.
                 Halted::Busy => {
                     self.halt_again = true;
@@ -581,6 +583,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     fn abort(&mut self, after: After) {
         let after = if self.stopping { After::Down } else { after };
+        self.pipes.handover.reset();
         self.abandon(Phase::Aborting(after));
         let went = self.try_restart();
         self.settle_pipes(went);
@@ -623,7 +626,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
         let Phase::Aborting(after) = std::mem::replace(&mut self.phase, Phase::Down) else { return Ok(()) };
         self.bot.reset();
-        self.pipes.handover.reset();
         match after {
             After::Down => {
                 self.serve();

@@ -67,7 +67,9 @@ struct Record {
     draining: u8,
     last: Last,
     stall: u8,
-    unused: u8,
+    /// The CBW buffer holds nothing that is still to be done.
+    void: u8,
+    unused: [u8; 7],
     drives: [DriveRecord; UNITS_MAX],
 }
 
@@ -79,8 +81,20 @@ pub(super) struct Last {
     data_in: u8,
     opcode: u8,
     lun: u8,
+    /// The CSW stands behind a halt of IN, which came when the host had all the data.
+    halted: u8,
     /// What the host was to transfer, in bytes.
     expected: [u8; 4],
+}
+
+/// What a CSW stands behind, where that is nothing that the kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behind {
+    Nothing,
+    /// A halt of IN.
+    Halt,
+    /// Data that the host may still be sending, which nobody wants.
+    LeftOvers,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -183,16 +197,21 @@ pub(super) enum Unfinished {
 impl Last {
     pub(super) fn new(csw: [u8; CSW_LEN], expected: Expected, opcode: u8, lun: u8) -> Self {
         let data_in = u8::from(matches!(expected, Expected::In(_)));
-        Self { csw, data_in, opcode, lun, expected: expected.len().to_ne_bytes() }
+        Self { csw, data_in, opcode, lun, halted: 0, expected: expected.len().to_ne_bytes() }
     }
 
     pub(super) fn csw(&self) -> [u8; CSW_LEN] {
         self.csw
     }
 
-    /// The same with another CSW.
-    pub(super) fn with_csw(self, csw: [u8; CSW_LEN]) -> Self {
-        Self { csw, ..self }
+    /// The same with another CSW, perhaps behind a halt.
+    pub(super) fn again(self, csw: [u8; CSW_LEN], halted: bool) -> Self {
+        Self { csw, halted: u8::from(halted), ..self }
+    }
+
+    /// Whether it stands behind a halt.
+    pub(super) fn halted(&self) -> bool {
+        self.halted != 0
     }
 
     /// The bytes that the host expected for it, if it did.
@@ -292,6 +311,7 @@ impl Handover {
         }
         in_order();
         let record = self.record();
+        record.void = 0;
         // Behind a reset nothing is left to answer.
         record.stage = if matches!(record.stage, ANSWERED | POSTED) { POSTED } else { READY };
         in_order();
@@ -304,11 +324,11 @@ impl Handover {
         in_order();
     }
 
-    /// A CSW is about to be queued; `draining`, while the host may still be sending the data of its command.
-    pub(super) fn answered(&mut self, last: Last, draining: bool) {
+    /// A CSW is about to be queued.
+    pub(super) fn answered(&mut self, last: Last, behind: Behind) {
         let record = self.record();
-        record.last = last;
-        record.draining = u8::from(draining);
+        record.last = last.again(last.csw, behind == Behind::Halt);
+        record.draining = u8::from(behind == Behind::LeftOvers);
         in_order();
         record.stage = ANSWERED;
         in_order();
@@ -341,8 +361,10 @@ impl Handover {
     pub(super) fn reset(&mut self) {
         let record = self.record();
         record.draining = 0;
+        record.void = 1;
         in_order();
         record.stage = READY;
+        in_order();
     }
 
     /// Nothing but a reset helps.
@@ -354,8 +376,9 @@ impl Handover {
     /// What the predecessor has left to do.
     pub(super) fn unfinished(&mut self) -> Unfinished {
         let cbw = self.pool.take().and_then(|buf| buf.first_chunk().copied()).unwrap_or([0; CBW_LEN]);
-        let Record { stage, draining, last, .. } = self.record();
+        let Record { stage, draining, last, void, .. } = self.record();
         let is_new = match draining {
+            _ if *void != 0 => false,
             0 => cbw != [0; CBW_LEN],
             _ => cbw.starts_with(b"USBC"),
         };
@@ -497,13 +520,8 @@ mod tests {
     const FINGERPRINT: u64 = 0x0123_4567_89ab_cdef;
 
     fn drive() -> KeptDrive {
-        let identity = Identity {
-            device: 8,
-            inode: 77,
-            len: ByteLen(4096),
-            modified: (1_700_000_000, 5),
-            named: true,
-        };
+        let identity =
+            Identity { device: 8, inode: 77, len: ByteLen(4096), modified: (1_700_000_000, 5), named: true };
         let image = KeptImage {
             name: "/srv/ö.iso".into(),
             writable: true,
@@ -557,7 +575,7 @@ mod tests {
         assert_eq!(unfinished(moving), Unfinished::Begun(cbw));
         let answered = |left: &mut Handover| {
             moving(left);
-            left.answered(last, false);
+            left.answered(last, Behind::Nothing);
         };
         assert_eq!(unfinished(answered), Unfinished::Answered(last));
         let posted = |left: &mut Handover, arrives| {
@@ -582,11 +600,15 @@ mod tests {
         };
         assert_eq!(unfinished(broken), Unfinished::Broken);
         let reset = |left: &mut Handover| {
-            broken(left);
+            posted(left, true);
             left.reset();
-            post(left, false);
         };
         assert_eq!(unfinished(reset), Unfinished::Nothing);
+        let again = |left: &mut Handover| {
+            reset(left);
+            post(left, true);
+        };
+        assert_eq!(unfinished(again), Unfinished::Unbegun(cbw));
     }
 
     #[test]
@@ -595,10 +617,7 @@ mod tests {
         assert!(matches!(open(&left(|left| left.record().version += 1)), Err(HandoverError::Version)));
         assert!(matches!(open(&left(|left| left.record().len -= 1)), Err(HandoverError::Version)));
         assert!(matches!(open(&left(|left| left.record().magic[0] = 0)), Err(HandoverError::Version)));
-        assert!(matches!(
-            Handover::open(&left(|_| {}), 1).map(drop),
-            Err(HandoverError::Configuration)
-        ));
+        assert!(matches!(Handover::open(&left(|_| {}), 1).map(drop), Err(HandoverError::Configuration)));
         assert!(matches!(open(&left(|left| left.record().drives[0].whole = 0)), Err(HandoverError::Torn)));
         assert!(matches!(open(&left(|left| left.record().drives[0].kind = 9)), Err(HandoverError::Torn)));
         // A file that could be cut short under us.

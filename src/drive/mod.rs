@@ -50,8 +50,8 @@ pub use command::{
     DriveIndex, DriveState, DriveStatistics, EjectedBy, Event, Handle, HostState, ImageState, Inbox, Refusal,
     ReplyTo, Request, Setting,
 };
-pub use handover::{Handover, HandoverError, KeptDrive, KeptImage};
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
+pub use handover::{Handover, HandoverError, KeptDrive, KeptImage};
 pub use requests::block_size;
 pub use statistics::{Clock, Clocks, Statistics};
 pub use takeover::{Keep, Keeper};

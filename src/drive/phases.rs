@@ -28,7 +28,7 @@ use super::{
     fault::Way,
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
-    handover::Last,
+    handover::{Behind, Last},
     look::ReadEnd,
     pipes::PipeError,
     statistics::{Outcome, Transfer},
@@ -72,8 +72,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Command { lun, expected, cdb } = command;
         let opcode = cdb.first().copied().unwrap_or_default();
         let tally = Some(self.tally(opcode));
-        self.open =
-            Open { lun: lun.0, opcode, expected: *expected, data: DataPhase::None, listed: 0, tally };
+        self.open = Open { lun: lun.0, opcode, expected: *expected, data: DataPhase::None, listed: 0, tally };
     }
 
     /// The command needs no image: `response` is what the host gets of it.
@@ -436,20 +435,19 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// Nobody needs to hear that it arrived, as the next CBW says so, except behind a stall: where the controller ends it as the
     /// host clears the halt, it must be sent again.
     pub(super) fn send_csw(&mut self, csw: [u8; CSW_LEN], wake: Wake) -> Result<(), PipeError> {
-        self.send_csw_behind(csw, false, wake)
+        self.send_csw_behind(Behind::Nothing, csw, wake)
     }
 
-    /// The same, `draining` while the host may still be sending what belongs to the command.
     pub(super) fn send_csw_behind(
         &mut self,
+        behind: Behind,
         csw: [u8; CSW_LEN],
-        draining: bool,
         wake: Wake,
     ) -> Result<(), PipeError> {
         let Open { opcode, lun, expected, .. } = self.open;
         self.phase = Phase::Idle;
         self.keep_unit(lun);
-        self.pipes.answer(Last::new(csw, expected, opcode, lun), draining, wake)?;
+        self.pipes.answer(Last::new(csw, expected, opcode, lun), behind, wake)?;
         self.count_completed();
         self.bot.csw_sent();
         self.pipes.receive_cbw()?;

@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     flights::BUFFERS_PER_DRIVE,
-    handover::{Handover, Last},
+    handover::{Behind, Handover, Last},
 };
 
 /// A CBW read.
@@ -103,13 +103,13 @@ impl<E: Endpoints> Pipes<E> {
         self.send(buf, len, data_tag(u32::try_from(len).unwrap_or(0)), wake)
     }
 
-    /// A CSW for the first time; `draining`, while the host may still be sending the data of its command.
-    pub(super) fn answer(&mut self, last: Last, draining: bool, wake: Wake) -> Result<(), PipeError> {
+    /// A CSW for the first time.
+    pub(super) fn answer(&mut self, last: Last, behind: Behind, wake: Wake) -> Result<(), PipeError> {
         let mut buf = self.small()?;
         if let Some(head) = buf.first_chunk_mut() {
             *head = last.csw();
         }
-        self.handover.answered(last, draining);
+        self.handover.answered(last, behind);
         self.send_csw(buf, wake)
     }
 
@@ -184,6 +184,12 @@ impl<E: Endpoints> Pipes<E> {
             self.halted.push(pipe);
         }
         halted
+    }
+
+    /// Takes over what a predecessor has left in `handover`; it may have halted both pipes.
+    pub(super) fn resume(&mut self, handover: Handover) {
+        self.handover = handover;
+        self.halted = vec![Pipe::In, Pipe::Out];
     }
 
     /// Takes our halts back, for a new configuration.

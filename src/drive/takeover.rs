@@ -36,7 +36,7 @@ use crate::{
 use super::{
     command::{EjectedBy, Event, HostState, Refusal, ReplyTo},
     function::{Function, Phase},
-    handover::{Handover, KeptDrive, KeptImage, Last, Unfinished},
+    handover::{Behind, Handover, KeptDrive, KeptImage, Last, Unfinished},
     pipes::{PipeError, data_tag},
 };
 
@@ -80,8 +80,17 @@ pub type Keeper = Box<dyn Fn(Keep) + Send>;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Limbo {
     Silent { last: Last, until: Duration },
-    Asked { until: Duration, halted: bool },
-    Halted,
+    Asked { until: Duration, halt: Halt },
+    Idle { halt: Halt },
+}
+
+/// Whether IN is halted for a host that waits for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Halt {
+    No,
+    /// By the predecessor; the host may have cleared it.
+    Perhaps,
+    Yes,
 }
 
 /// The end of this process is waited for.
@@ -116,7 +125,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if handover.never_stalls() {
             self.bot.set_stall(StallPolicy::Never);
         }
-        self.pipes.handover = handover;
+        self.pipes.resume(handover);
         for (lun, kept) in (0u8..).zip(drives) {
             let found = media.iter().position(|(of, _)| *of == lun).map(|at| media.swap_remove(at).1);
             self.resume_drive(lun, kept, found);
@@ -217,7 +226,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.pipes.handover.drained();
                 self.begin_again(&cbw, Self::command)
             }
-            Unfinished::Begun(cbw) => self.begin_again(&cbw, |this, command| this.interrupted(command, false)),
+            Unfinished::Begun(cbw) => {
+                self.begin_again(&cbw, |this, command| this.interrupted(command, false))
+            }
             Unfinished::Broken => {
                 let _ = self.bot.receive_cbw(&[]);
                 self.break_off();
@@ -260,13 +271,16 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Expected::In(_) if !halted => self.end(status, 0),
             Expected::None => self.end(status, 0),
             Expected::In(_) | Expected::Out(_) => {
-                let draining = matches!(command.expected, Expected::Out(_));
+                let behind = match command.expected {
+                    Expected::Out(_) => Behind::LeftOvers,
+                    Expected::In(_) | Expected::None => Behind::Halt,
+                };
                 let status = match status {
                     Status::Good => CommandStatus::Passed,
                     Status::CheckCondition => CommandStatus::Failed,
                 };
                 let ending = self.bot.finish(status, 0);
-                self.send_csw_behind(ending.csw, draining, Wake::Now)
+                self.send_csw_behind(behind, ending.csw, Wake::Now)
             }
         }
     }
@@ -277,25 +291,28 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match &mut self.limbo {
             Some(Limbo::Silent { until, .. }) => *until = now + SILENCE,
             Some(Limbo::Asked { until, .. }) => *until = now + ASKED,
-            Some(Limbo::Halted) | None => {}
+            Some(Limbo::Idle { .. }) | None => {}
         }
         self.pipes.receive_cbw()
     }
 
     /// The first command after a takeover that found none.
     pub(super) fn command_in_limbo(&mut self, command: Command) -> Result<(), PipeError> {
-        let halted = match self.limbo.take() {
-            Some(Limbo::Asked { halted, .. }) => {
+        let halt = match self.limbo.take() {
+            Some(Limbo::Asked { halt, .. }) => {
                 // The host did not wait for it.
                 self.pipes.cancel(Pipe::In);
-                halted
+                halt
             }
-            Some(Limbo::Halted) => true,
-            Some(Limbo::Silent { .. }) | None => false,
+            Some(Limbo::Idle { halt }) => halt,
+            Some(Limbo::Silent { last, .. }) if last.halted() => Halt::Perhaps,
+            Some(Limbo::Silent { .. }) | None => Halt::No,
         };
-        match command.expected {
-            Expected::In(_) if halted => self.interrupted(command, true),
-            Expected::In(_) | Expected::Out(_) | Expected::None => self.command(command),
+        match (command.expected, halt) {
+            (Expected::In(_), Halt::Yes) => self.interrupted(command, true),
+            // One more halt is one that the host expects.
+            (Expected::In(_), Halt::Perhaps) => self.interrupted(command, false),
+            (Expected::In(_), Halt::No) | (Expected::Out(_) | Expected::None, _) => self.command(command),
         }
     }
 
@@ -304,7 +321,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Limbo::Silent { until, .. } | Limbo::Asked { until, .. } => {
                 Some(until.saturating_sub(self.mover.now()))
             }
-            Limbo::Halted => None,
+            Limbo::Idle { .. } => None,
         }
     }
 
@@ -313,9 +330,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let now = self.mover.now();
         match self.limbo {
             Some(Limbo::Silent { last, until }) if now >= until => self.ask(last),
-            Some(Limbo::Asked { until, halted }) if now >= until => {
+            Some(Limbo::Asked { until, halt }) if now >= until => {
                 self.pipes.cancel(Pipe::In);
-                self.limbo = halted.then_some(Limbo::Halted);
+                self.limbo = (halt != Halt::No).then_some(Limbo::Idle { halt });
                 Ok(())
             }
             _ => Ok(()),
@@ -323,22 +340,27 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     fn ask(&mut self, last: Last) -> Result<(), PipeError> {
-        let halted = self.bot.stall() == StallPolicy::Auto;
-        if halted {
-            match self.pipes.halt(Pipe::In) {
-                Halted::Yes => {}
+        let halt = match (self.bot.stall(), last.data_in()) {
+            // The host has met the halt, or meets it now; it had all the data before. It does not expect two.
+            _ if last.halted() => Halt::Perhaps,
+            (StallPolicy::Auto, _) => match self.pipes.halt(Pipe::In) {
+                Halted::Yes => Halt::Yes,
                 Halted::Busy => {
                     // The controller has something that the host has not taken: perhaps the CSW.
                     self.limbo = Some(Limbo::Silent { last, until: self.mover.now() + SILENCE });
                     return Ok(());
                 }
                 Halted::Disabled => return Err(PipeError(TransferError::Disabled)),
+            },
+            (StallPolicy::Never, Some(_)) => {
+                let empty = self.pipes.small()?;
+                self.pipes.send(empty, 0, data_tag(0), Wake::Later)?;
+                Halt::No
             }
-        } else if last.data_in().is_some() {
-            let empty = self.pipes.small()?;
-            self.pipes.send(empty, 0, data_tag(0), Wake::Later)?;
-        }
+            (StallPolicy::Never, None) => Halt::No,
+        };
         let csw = match last.data_in() {
+            _ if last.halted() => last.csw(),
             Some(expected) if last.opcode() == REQUEST_SENSE => {
                 bot::take_back(&last.csw(), CommandStatus::Passed, expected)
             }
@@ -351,8 +373,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
             None => last.csw(),
         };
-        self.limbo = Some(Limbo::Asked { until: self.mover.now() + ASKED, halted });
-        self.pipes.answer_again(last.with_csw(csw), Wake::Now)
+        self.limbo = Some(Limbo::Asked { until: self.mover.now() + ASKED, halt });
+        self.pipes.answer_again(last.again(csw, halt != Halt::No), Wake::Now)
     }
 
     /// Leaves the host to a successor as soon as nothing is half done, or soon.

@@ -110,12 +110,9 @@ impl Unit {
     /// [`NotUnderstood`]; the unit is then unchanged.
     pub fn resume(&mut self, kept: &KeptUnit) -> Result<(), NotUnderstood> {
         let is = |flag: u8| kept.flags & flag != 0;
-        let reservations = Reservations::resume(
-            kept.reservation_key,
-            kept.reservation_generation,
-            kept.reservation_type,
-        )
-        .ok_or(NotUnderstood)?;
+        let reservations =
+            Reservations::resume(kept.reservation_key, kept.reservation_generation, kept.reservation_type)
+                .ok_or(NotUnderstood)?;
         let media_event = match kept.media_event {
             0 => None,
             1 => Some(MediaEvent::EjectRequest),
