@@ -211,6 +211,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn taken_over(&mut self, speed: Speed) {
         self.host = HostState::Connected { speed };
         self.tell(Event::Connected { function: self.name.clone(), speed });
+        if !matches!(self.phase, Phase::Down) {
+            // A reset was done already.
+            return;
+        }
         self.phase = Phase::Idle;
         let unfinished = self.pipes.handover.unfinished();
         tracing::info!(function = self.name, ?unfinished, "taken over");

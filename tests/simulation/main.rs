@@ -163,6 +163,9 @@ fn every_command_ends_and_no_byte_is_lost_whatever_the_host_does() {
     }
     assert!(failures.is_empty(), "{} of {seeds} lives failed", failures.len());
     println!("{seeds} lives: {coverage:#?}");
+    let count = |name| coverage.get(name).copied().unwrap_or(0);
+    let (past, killed) = (count("CSW of the past"), count("killed") + count("killed at work"));
+    assert!(past * 1000 <= killed.max(1000), "{past} hosts were told of the past after {killed} kills");
     let missing: Vec<_> = MUST_HAPPEN.iter().filter(|name| !coverage.contains_key(**name)).collect();
     assert!(seeds < 1000 || missing.is_empty(), "{seeds} lives never met {missing:?}");
 }

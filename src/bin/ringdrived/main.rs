@@ -1,11 +1,13 @@
 //! `ringdrived`: serves the drives of one configuration until it is told to stop.
 
 mod assembly;
+mod store;
+mod succession;
 
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::{Assembly, Later};
+use assembly::{Assembly, Begin, Later};
 use clap::Parser;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -24,6 +26,7 @@ use ringdrive::{
     media::url::Cache,
     storage::{self, Area, AreaReport, Areas, News},
 };
+use store::Store;
 use tracing_subscriber::EnvFilter;
 
 /// How often to look whether a function's thread has died, which it tells nobody.
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     if args.mount_area {
         return storage::mount_for_parent();
     }
+    let (has_store, left) = store::find();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -41,7 +45,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    match run(&args) {
+    match run(&args, has_store, left) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringdrived: {}", control::with_sources(error.as_ref()));
@@ -50,25 +54,34 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &DaemonArgs) -> anyhow::Result<()> {
+fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     if args.check {
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
-    let images = assembly::open_images(&config)?;
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("cannot block signals")?;
+    let begin = match succession::find(&config, left) {
+        Some(successions) => Begin::TakenOver(successions),
+        None => {
+            signals.thread_unblock().context("cannot unblock signals")?;
+            let images = assembly::open_images(&config)?;
+            signals.thread_block().context("cannot block signals")?;
+            Begin::Anew(images)
+        }
+    };
+    let store = has_store.then(Store::start).transpose().context("cannot start a thread")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("cannot make a signalfd")?;
 
     let server = Server::bind(&config.control)?;
     let events = server.events();
     let drive_events = events.clone();
-    let assembly = Assembly::new(&config, images, move |event| drive_events.publish(event))?;
+    let assembly = Assembly::new(&config, begin, store.as_ref(), move |event| drive_events.publish(event))?;
     let areas = Arc::new(start_areas(&config, &assembly, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
@@ -91,13 +104,26 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let ended = wait(&signals, &shutdown, &assembly);
     notify(sd_notify::NotifyState::Stopping);
     leave_at_second(signals);
-    let stopped = stop(control, assembly);
-    // After what was written to images in them; the control thread, which held them too, has ended.
-    drop(areas);
+    let leaves = store.is_some() && ended.as_ref().map_or(true, |ended| *ended == Ended::Signal(Signal::SIGTERM));
+    let stopped = stop(control, assembly, leaves);
+    if leaves {
+        // Images in them are kept.
+        std::mem::forget(areas);
+    } else {
+        // After what was written to images in them; the control thread, which held them too, has ended.
+        drop(areas);
+    }
     match (ended, stopped) {
         (Err(ended), Err(stopped)) => Err(ended.context(stopped.to_string())),
-        (ended, stopped) => ended.and(stopped),
+        (ended, stopped) => ended.map(drop).and(stopped),
     }
+}
+
+/// What the end of this process was asked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Signal(Signal),
+    Client,
 }
 
 /// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
@@ -135,7 +161,7 @@ fn leave_at_second(signals: SignalFd) {
 }
 
 /// Until a signal, a client, or the death of a function's thread ends it.
-fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::Result<()> {
+fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::Result<Ended> {
     let timeout = PollTimeout::try_from(LOOK_AFTER_THREADS).unwrap_or(PollTimeout::MAX);
     loop {
         let mut fds = [signals.as_fd(), shutdown.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -143,8 +169,9 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
             Ok(0) | Err(nix::Error::EINTR) => {}
             Ok(_) => {
                 // Taken, so that a second one is seen.
-                let _ = signals.read_signal();
-                return Ok(());
+                let signal = signals.read_signal().ok().flatten();
+                let signal = signal.and_then(|info| Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok());
+                return Ok(signal.map_or(Ended::Client, Ended::Signal));
             }
             Err(error) => return Err(error).context("cannot wait for signals"),
         }
@@ -154,10 +181,19 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
     }
 }
 
-fn stop(control: control::Running, assembly: Assembly) -> anyhow::Result<()> {
-    tracing::info!("stopping");
+/// Without `leaves` nothing is left to a successor, and nothing that was kept for one may keep the gadget.
+fn stop(
+    control: control::Running,
+    assembly: Assembly,
+    leaves: bool,
+) -> anyhow::Result<()> {
+    tracing::info!(leaves, "stopping");
     // Its thread holds the gadget, which the assembly must be the last to hold.
     control.stop();
+    if leaves {
+        return assembly.leave();
+    }
+    store::forget_all();
     assembly.stop()
 }
 
