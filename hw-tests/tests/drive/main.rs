@@ -23,6 +23,7 @@ mod optical;
 mod refusals;
 mod reset;
 mod stats;
+mod takeover;
 mod thirteen;
 mod tools;
 mod trim;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ("hang", hang::CASES),
         ("areas", areas::CASES),
         ("killed", killed::CASES),
+        ("takeover", takeover::CASES),
         ("trim", trim::CASES),
         ("urls", urls::CASES),
         ("lies", lies::CASES),
