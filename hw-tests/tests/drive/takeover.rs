@@ -42,7 +42,7 @@ impl Fio {
         command.args(["--name=verify", "--direct=1", "--rw=randrw", "--bsrange=4k-512k", "--blockalign=4k"]);
         command.args(["--size=32m", "--time_based", "--runtime=3600", "--verify=crc32c"]);
         command.args(["--verify_backlog=32", "--verify_fatal=1", "--do_verify=1", "--ioengine=psync"]);
-        command.args(["--randseed=11", "--output-format=json"]);
+        command.args(["--randseed=11", "--output-format=json", "--allow_file_create=0"]);
         command.arg(format!("--filename={}", node.display())).arg(format!("--output={}", report.display()));
         let child = command.stdin(Stdio::null()).spawn().context("cannot start fio")?;
         Ok(Self { child, report })
@@ -113,8 +113,11 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
             daemon.must_end_well()?;
         }
         let again = daemon.start_again().with_context(|| format!("round {round}"))?;
-        let log = again.log();
         *daemon = again;
+        // It answers at its socket before it serves.
+        let log = wait_for(ENUMERATION, "the next daemon serves", || {
+            Some(daemon.log()).filter(|log| log.contains(" ready "))
+        })?;
         ensure!(log.contains("taken over from the last process"), "round {round}: not taken over:\n{log}");
         typist.still_heard("after another daemon has taken over").with_context(|| format!("round {round}"))?;
         let now = UsbDevice::find(&rig.device.serial).context("the host has lost the device")?;
