@@ -236,11 +236,14 @@ impl Config {
 /// itself is not for strangers.
 pub fn machine_serial() -> String {
     let id = std::fs::read("/etc/machine-id").unwrap_or_default();
-    // FNV-1a: stable over releases, which the standard library's hasher does not promise.
-    let digest = b"ringdrive".iter().chain(&id).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let digest = digest(b"ringdrive".iter().chain(&id).copied());
     format!("{:012X}", digest >> 16)
+}
+
+/// FNV-1a: stable over releases, which the standard library's hasher does not promise.
+pub fn digest(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn default_function(serial: &str) -> Function {

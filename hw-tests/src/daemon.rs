@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::board::Board;
 use crate::rig::{Backend, Drive, Function, Kind, Setup, Stall};
+use crate::store::Store;
 use crate::tool::{self, Said};
 use crate::wait::{wait_for, wait_until};
 
@@ -106,6 +107,7 @@ pub struct Daemon {
     config: PathBuf,
     log: PathBuf,
     socket: PathBuf,
+    store: Option<Arc<Store>>,
 }
 
 impl Daemon {
@@ -114,9 +116,24 @@ impl Daemon {
     /// # Errors
     /// It did not; the message has its log.
     pub fn serve(board: &Board, backend: Backend, setup: &Setup, serial: &str, stem: &Path) -> Result<Self> {
+        Self::serve_keeping(board, backend, setup, serial, stem, None)
+    }
+
+    /// The same with a store that keeps its descriptors for the next one.
+    ///
+    /// # Errors
+    /// As [`Daemon::serve`].
+    pub fn serve_keeping(
+        board: &Board,
+        backend: Backend,
+        setup: &Setup,
+        serial: &str,
+        stem: &Path,
+        store: Option<Arc<Store>>,
+    ) -> Result<Self> {
         let socket = stem.with_extension("sock");
         let text = config(board, backend, Mode::Own, setup, serial, &socket);
-        Self::start(&text, stem)
+        Self::start_keeping(&text, stem, store)
     }
 
     /// Starts a daemon with this configuration, whose socket must be `stem` with `.sock`.
@@ -124,9 +141,17 @@ impl Daemon {
     /// # Errors
     /// It did not answer; the message has its log.
     pub fn start(config: &str, stem: &Path) -> Result<Self> {
+        Self::start_keeping(config, stem, None)
+    }
+
+    /// The same with a store that keeps its descriptors for the next one.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_keeping(config: &str, stem: &Path, store: Option<Arc<Store>>) -> Result<Self> {
         let path = stem.with_extension("toml");
         fs::write(&path, config)?;
-        let mut daemon = Self::spawn(&path, stem)?;
+        let mut daemon = Self::spawn_keeping(&path, stem, store)?;
         let answer = wait_for(START, "ringdrived answers", || match daemon.child.try_wait() {
             Ok(Some(status)) => Some(Err(status)),
             _ => UnixStream::connect(&daemon.socket).is_ok().then_some(Ok(())),
@@ -143,17 +168,27 @@ impl Daemon {
     /// # Errors
     /// There is no `ringdrived` on PATH.
     pub fn spawn(config: &Path, stem: &Path) -> Result<Self> {
+        Self::spawn_keeping(config, stem, None)
+    }
+
+    fn spawn_keeping(config: &Path, stem: &Path, store: Option<Arc<Store>>) -> Result<Self> {
         let log = stem.with_extension("log");
-        let child = Command::new("ringdrived")
-            .arg("--config")
-            .arg(config)
-            .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
-            .stdin(Stdio::null())
-            .stdout(File::create(stem.with_extension("out"))?)
-            .stderr(File::create(&log)?)
-            .spawn()
-            .context("no ringdrived on PATH; build it with `cargo build --release`")?;
-        Ok(Self { child, config: config.to_owned(), log, socket: stem.with_extension("sock") })
+        let (out, err) = (File::create(stem.with_extension("out"))?, File::create(&log)?);
+        let configure = |command: &mut Command| {
+            let level = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into());
+            command.arg("--config").arg(config).env("RUST_LOG", level);
+            command.stdin(Stdio::null()).stdout(out).stderr(err);
+        };
+        let child = match &store {
+            Some(store) => store.spawn("ringdrived", configure),
+            None => {
+                let mut command = Command::new("ringdrived");
+                configure(&mut command);
+                command.spawn().map_err(anyhow::Error::from)
+            }
+        };
+        let child = child.context("no ringdrived on PATH; build it with `cargo build --release`")?;
+        Ok(Self { child, config: config.to_owned(), log, socket: stem.with_extension("sock"), store })
     }
 
     /// Starts another daemon with the same configuration.
@@ -161,7 +196,17 @@ impl Daemon {
     /// # Errors
     /// It did not answer; the message has its log.
     pub fn start_again(&self) -> Result<Self> {
-        Self::start(&fs::read_to_string(&self.config)?, &self.config.with_extension(""))
+        let (text, stem) = (fs::read_to_string(&self.config)?, self.config.with_extension(""));
+        Self::start_keeping(&text, &stem, self.store.clone())
+    }
+
+    /// The same with a changed configuration.
+    ///
+    /// # Errors
+    /// As [`Daemon::start_again`].
+    pub fn start_again_with(&self, change: impl FnOnce(String) -> String) -> Result<Self> {
+        let (text, stem) = (change(fs::read_to_string(&self.config)?), self.config.with_extension(""));
+        Self::start_keeping(&text, &stem, self.store.clone())
     }
 
     /// Where its control socket is.
@@ -291,7 +336,20 @@ impl Daemon {
         Ok(())
     }
 
-    fn terminate(&self) -> Result<()> {
+    /// Ends the daemon by `ringdrive shutdown`, which leaves nothing to another, and waits for a good end.
+    ///
+    /// # Errors
+    /// As [`Daemon::stop`].
+    pub fn shut_down(mut self) -> Result<()> {
+        self.cli(&["shutdown"])?;
+        self.must_end_well()
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn terminate(&self) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
         kill(pid, Signal::SIGTERM).context("cannot send SIGTERM to ringdrived")
     }

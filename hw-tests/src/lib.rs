@@ -8,6 +8,7 @@
 //! - [`image`]: images with known bytes
 //! - [`host`], [`scsi`], [`raw_bot`], [`keyboard`]: what the host sees, by sysfs, SCSI commands, raw USB transfers, input events
 //! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`
+//! - [`store`]: keeps descriptors for the next daemon, as systemd does
 //! - [`usbmon`]: the transfers between host and device
 //! - [`nfs`], [`samba`]: file servers on the board, and a network that can be cut; [`liar`]: a web server that lies
 //! - [`cdrom`]: what Linux makes of an optical drive
@@ -29,6 +30,7 @@ pub mod raw_bot;
 pub mod rig;
 pub mod samba;
 pub mod scsi;
+pub mod store;
 pub mod tool;
 pub mod usbmon;
 pub mod wait;

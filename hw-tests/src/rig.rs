@@ -1,6 +1,7 @@
 //! Drives that are served by a [`Backend`] and have been found again on the host.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +12,7 @@ use crate::daemon::{self, Daemon, Mode};
 use crate::host::{Lun, UsbDevice};
 use crate::kernel::Kernel;
 use crate::keyboard;
+use crate::store::Store;
 use crate::wait::{ENUMERATION, wait_for};
 
 /// Who serves the drives.
@@ -152,6 +154,8 @@ pub struct Setup {
     pub functions: Vec<Function>,
     /// The gadget is composed by hand and has a keyboard before the functions; `ringdrived` is a guest in it.
     pub keyboard: bool,
+    /// A store keeps the daemon's descriptors for the next one.
+    pub kept: bool,
     /// Sections of `ringdrived`'s configuration beside those that follow from the above.
     pub sections: String,
 }
@@ -166,13 +170,19 @@ impl Setup {
     /// Several functions.
     #[must_use]
     pub fn of_functions(functions: impl Into<Vec<Function>>) -> Self {
-        Self { functions: functions.into(), keyboard: false, sections: String::new() }
+        Self { functions: functions.into(), keyboard: false, kept: false, sections: String::new() }
     }
 
     /// The same in a gadget that has a keyboard too.
     #[must_use]
     pub fn beside_keyboard(self) -> Self {
         Self { keyboard: true, ..self }
+    }
+
+    /// The same with a store that keeps the daemon's descriptors for the next one.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        Self { kept: true, ..self }
     }
 
     /// The same with these sections in `ringdrived`'s configuration.
@@ -227,6 +237,7 @@ impl Rig {
         let scratch = board.scratch()?;
         let serial = new_serial();
         let stem = scratch.file("daemon");
+        let store = setup.kept.then(|| Store::start(scratch.file("notify"))).transpose()?;
         let gadget = match backend {
             Backend::Aio | Backend::Sync if !setup.keyboard => None,
             _ => Some(Gadget::new("composed", &serial)?),
@@ -241,8 +252,8 @@ impl Rig {
         };
         let server = match (backend, &gadget) {
             (Backend::Kernel, Some(gadget)) => Server::Kernel(Kernel::add_to(gadget, setup)?),
-            (_, Some(gadget)) => Server::Daemon(Self::guest(board, backend, setup, gadget, &stem)?),
-            (_, None) => Server::Daemon(Daemon::serve(board, backend, setup, &serial, &stem)?),
+            (_, Some(gadget)) => Server::Daemon(Self::guest(board, backend, setup, gadget, &stem, store)?),
+            (_, None) => Server::Daemon(Daemon::serve_keeping(board, backend, setup, &serial, &stem, store)?),
         };
         if let Some(gadget) = &gadget {
             gadget.bind(&board.udc)?;
@@ -257,7 +268,14 @@ impl Rig {
         Ok(Self { device, keyboard, setup: setup.clone(), server, gadget, _scratch: scratch })
     }
 
-    fn guest(board: &Board, backend: Backend, setup: &Setup, gadget: &Gadget, stem: &Path) -> Result<Daemon> {
+    fn guest(
+        board: &Board,
+        backend: Backend,
+        setup: &Setup,
+        gadget: &Gadget,
+        stem: &Path,
+        store: Option<Arc<Store>>,
+    ) -> Result<Daemon> {
         let mut directories = Vec::new();
         for function in &setup.functions {
             let name = format!("ffs.{}", function.name);
@@ -265,7 +283,8 @@ impl Rig {
             gadget.link(&name)?;
         }
         let socket = stem.with_extension("sock");
-        let daemon = Daemon::start(&daemon::config(board, backend, Mode::Guest, setup, "", &socket), stem)?;
+        let config = daemon::config(board, backend, Mode::Guest, setup, "", &socket);
+        let daemon = Daemon::start_keeping(&config, stem, store)?;
         directories.iter().try_for_each(|function| daemon::await_ready(function))?;
         Ok(daemon)
     }
@@ -352,6 +371,7 @@ impl Rig {
     pub fn stop(self) -> Result<()> {
         match self.server {
             Server::Kernel(kernel) => drop(kernel),
+            Server::Daemon(daemon) if self.setup.kept => daemon.shut_down()?,
             Server::Daemon(daemon) => daemon.stop()?,
         }
         drop(self.gadget);

@@ -70,6 +70,15 @@ pub struct Ending {
     pub csw: [u8; CSW_LEN],
 }
 
+/// A CSW in place of one that may never have reached the host: for the same command, of which the host is to believe no byte.
+pub fn take_back(csw: &[u8; CSW_LEN], status: CommandStatus, expected: u32) -> [u8; CSW_LEN] {
+    let status = match status {
+        CommandStatus::Passed => WireStatus::Passed,
+        CommandStatus::Failed => WireStatus::Failed,
+    };
+    wire::change_csw(csw, expected, status)
+}
+
 /// Where the transport stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {

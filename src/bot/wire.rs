@@ -34,7 +34,7 @@ struct Cbw {
 const _: () = assert!(size_of::<Cbw>() == CBW_LEN);
 
 /// Command Status Wrapper, table 5.2.
-#[derive(IntoBytes, Immutable, Unaligned)]
+#[derive(FromBytes, IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Csw {
     signature: U32<LE>,
@@ -182,6 +182,12 @@ pub(super) fn parse_cbw(bytes: &[u8]) -> Result<(CbwTag, Command), InvalidCbw> {
         len => Expected::Out(len),
     };
     Ok((CbwTag(cbw.tag.get()), Command { lun: Lun(cbw.lun), expected, cdb }))
+}
+
+/// A CSW for the command that `csw` was for, with another end.
+pub(super) fn change_csw(csw: &[u8; CSW_LEN], residue: u32, status: WireStatus) -> [u8; CSW_LEN] {
+    let Csw { tag, .. } = zerocopy::transmute!(*csw);
+    build_csw(CbwTag(tag.get()), residue, status)
 }
 
 /// The CSW that ends the command `tag`; `residue` in bytes.

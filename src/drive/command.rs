@@ -379,6 +379,12 @@ pub enum Request {
         /// Whether it was changed.
         reply: ReplyTo<Result<(), Refusal>>,
     },
+    /// End the thread, and leave the host to a successor: the command at hand is ended, if that is soon, and what was written is made
+    /// durable, if that is soon.
+    Leave {
+        /// Answered last, with what could not be stored.
+        reply: ReplyTo<Result<(), Refusal>>,
+    },
     /// Make everything durable, answer nothing more, end the thread.
     Stop {
         /// Answered last, with what could not be stored.
@@ -438,7 +444,7 @@ impl Request {
     /// Which drive it is about; `None`: all.
     pub(super) fn lun(&self) -> Option<u8> {
         match self {
-            Self::State { .. } | Self::Stats { .. } | Self::Stop { .. } => None,
+            Self::State { .. } | Self::Stats { .. } | Self::Stop { .. } | Self::Leave { .. } => None,
             Self::Insert { lun, .. } | Self::Eject { lun, .. } | Self::Set { lun, .. } => Some(*lun),
         }
     }
@@ -450,7 +456,9 @@ impl Request {
             Self::Stats { reply, .. } => reply.send(Vec::new()),
             Self::Insert { reply, .. } => reply.send(Err(why.clone())),
             Self::Eject { reply, .. } => reply.send(Err(why.clone())),
-            Self::Set { reply, .. } | Self::Stop { reply } => reply.send(Err(why.clone())),
+            Self::Set { reply, .. } | Self::Stop { reply } | Self::Leave { reply } => {
+                reply.send(Err(why.clone()));
+            }
         }
     }
 }

@@ -24,7 +24,7 @@
 use std::{collections::VecDeque, fmt, io, time::Duration};
 
 use crate::{
-    bot::{Bot, CSW_LEN, DataPhase, StallPolicy},
+    bot::{Bot, CBW_LEN, CSW_LEN, DataPhase, Expected, StallPolicy},
     gadget::{
         BusEvent, ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
@@ -44,6 +44,7 @@ use super::{
     data_in::DataIn,
     data_out::DataOut,
     flights::{self, Flights, Interest, Owner, Purpose},
+    handover::Behind,
     loaded::Loaded,
     look::ReadEnd,
     pipes::{CBW, CSW, PipeError, Pipes},
@@ -51,6 +52,7 @@ use super::{
     sectors_in::SectorsIn,
     settle::{Settling, Stopping},
     statistics::{Clock, Clocks, Statistics, Tally},
+    takeover::{Keeper, Leaving, Limbo},
 };
 
 /// How long after a refused halt, or a cancel of requests that wake nobody, to look again: a few bus intervals.
@@ -113,6 +115,8 @@ pub(super) struct Drive {
 pub(super) struct Open {
     pub(super) lun: u8,
     pub(super) opcode: u8,
+    /// What the host expects of it.
+    pub(super) expected: Expected,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
     /// Bytes of its parameter list, once that is there.
@@ -187,7 +191,12 @@ pub struct Function<E, M> {
     /// How long the command at hand has waited for its image before that.
     pub(super) waited: Duration,
     pub(super) clock: Clock,
-    halt_again: bool,
+    pub(super) halt_again: bool,
+    /// A CSW of the predecessor that the host may or may not have.
+    pub(super) limbo: Option<Limbo>,
+    /// Who keeps the files of images for a successor.
+    pub(super) keeper: Keeper,
+    pub(super) leaving: Option<Leaving>,
 }
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
@@ -238,11 +247,21 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             prefetch: Prefetch::default(),
             pipes,
             phase: Phase::Down,
-            open: Open { lun: 0, opcode: 0, data: DataPhase::None, listed: 0, tally: None },
+            open: Open {
+                lun: 0,
+                opcode: 0,
+                expected: Expected::None,
+                data: DataPhase::None,
+                listed: 0,
+                tally: None,
+            },
             progress: Duration::ZERO,
             waited: Duration::ZERO,
             clock: clocks.exact,
             halt_again: false,
+            limbo: None,
+            keeper: Box::new(drop),
+            leaving: None,
         })
     }
 
@@ -259,12 +278,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// After how long at the latest [`Function::tick`] wants to be called, if at all. To be asked after every event; an earlier tick
     /// does no harm.
     pub fn timer(&self) -> Option<Duration> {
-        let soon = self.halt_again || matches!(self.phase, Phase::Aborting(_));
+        let soon = self.halt_again || self.leaving.is_some() || matches!(self.phase, Phase::Aborting(_));
         if soon {
             return Some(LOOK_SOON);
         }
         let late = (self.pipes.queued(Pipe::In) > 0 || self.wants_room()).then_some(LOOK_LATE);
-        [late, self.next_overdue(), self.next_settled(), self.next_served()].into_iter().flatten().min()
+        let due = [late, self.next_overdue(), self.next_settled(), self.next_served(), self.next_limbo()];
+        due.into_iter().flatten().min()
     }
 
     /// Whether a stop has been carried out, and the thread may end.
@@ -284,10 +304,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.halt_again = false;
         let went = self.try_halt().and_then(|()| self.overdue()).and_then(|()| self.pump());
         self.settle_pipes(went);
+        let went = self.pursue_limbo();
+        self.settle_pipes(went);
         self.settle_all();
         let went = self.start_held();
         self.settle_pipes(went);
         self.serve();
+        self.try_leave();
     }
 
     /// Takes whatever the endpoints have finished; whether there was anything.
@@ -368,6 +391,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub fn bus(&mut self, event: BusEvent) {
         match event {
             BusEvent::Bound => {}
+            BusEvent::TakenOver { speed, .. } => self.taken_over(speed),
             BusEvent::Enabled { speed, .. } => {
                 self.host = HostState::Connected { speed };
                 self.forget_host();
@@ -408,6 +432,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.target.bus_reset();
         for lun in self.target.luns() {
             self.note_prevented(lun);
+            self.keep_unit(lun);
         }
     }
 
@@ -437,13 +462,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn endpoint_done(&mut self, done: EndpointDone) -> Result<(), PipeError> {
         self.progress = self.mover.now();
         if matches!(self.phase, Phase::Aborting(_)) {
+            // It may have the only buffer for CBWs.
+            drop(done);
             return self.try_restart();
         }
         match done.result {
             Ok(len) => match (done.pipe, done.tag) {
-                (Pipe::Out, CBW) => self.cbw(&done.buf, len),
+                (Pipe::Out, CBW) => self.cbw(done.buf, len),
                 (Pipe::Out, _) => self.data_received(done),
-                (Pipe::In, _) => {
+                (Pipe::In, tag) => {
+                    if tag == CSW {
+                        self.limbo = None;
+                    }
                     drop(done);
                     self.pump()?;
                     self.try_halt()
@@ -456,7 +486,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
             Err(TransferError::Cancelled) => self.try_halt(),
             // dwc3 ends what is queued when the host clears a halt (kernel.md §1.3).
-            Err(TransferError::Interrupted) if done.tag == CBW => self.pipes.receive_cbw(),
+            Err(TransferError::Interrupted) if done.tag == CBW => {
+                // There is one buffer for CBWs.
+                drop(done);
+                self.pipes.receive_cbw()
+            }
             Err(TransferError::Interrupted) if done.tag == CSW => self.pipes.send_csw(done.buf, Wake::Now),
             Err(error) => Err(PipeError(error)),
         }
@@ -474,11 +508,27 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    fn cbw(&mut self, buf: &Buf, len: usize) -> Result<(), PipeError> {
-        if !matches!(self.phase, Phase::Idle) {
+    fn cbw(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
+        // One that comes when this process is about to end is its successor's.
+        if !matches!(self.phase, Phase::Idle) || self.leaving.is_some() {
             return Ok(());
         }
-        match self.bot.receive_cbw(buf.get(..len).unwrap_or_default()) {
+        let head: Option<[u8; CBW_LEN]> = buf.first_chunk().copied().filter(|_| len == CBW_LEN);
+        if self.pipes.handover.is_draining() {
+            if !head.is_some_and(|cbw| cbw.starts_with(b"USBC")) {
+                drop(buf);
+                return self.left_over();
+            }
+            self.pipes.handover.drained();
+        }
+        let received = match &head {
+            Some(cbw) => self.bot.receive_cbw(cbw),
+            None => self.bot.receive_cbw(buf.get(..len).unwrap_or_default()),
+        };
+        // Given back, because the next CBW needs it.
+        drop(buf);
+        match received {
+            Ok(command) if self.limbo.is_some() => self.command_in_limbo(command),
             Ok(command) => self.command(command),
             Err(error) => {
                 tracing::warn!(function = self.name, %error, "invalid CBW; halted until the host resets");
@@ -492,7 +542,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn try_halt(&mut self) -> Result<(), PipeError> {
         match self.phase {
             Phase::Stalling { csw } => match self.pipes.halt(Pipe::In) {
-                Halted::Yes => self.send_csw(csw, Wake::Now),
+                Halted::Yes => self.send_csw_behind(Behind::Halt, csw, Wake::Now),
                 // Requests are queued, or the controller's FIFO is not empty yet.
                 Halted::Busy => {
                     self.halt_again = true;
@@ -529,7 +579,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// The host and we have lost each other: halts both pipes until it resets.
-    fn break_off(&mut self) {
+    pub(super) fn break_off(&mut self) {
+        self.pipes.handover.broken();
         self.abandon(Phase::Broken { in_halted: false, out_halted: false });
         if let Err(error) = self.try_halt() {
             self.settle_pipes(Err(error));
@@ -538,13 +589,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     fn abort(&mut self, after: After) {
         let after = if self.stopping { After::Down } else { after };
+        self.pipes.handover.reset();
         self.abandon(Phase::Aborting(after));
         let went = self.try_restart();
         self.settle_pipes(went);
     }
 
     /// Forgets the command at hand, cancels what is queued, and goes on to `next`.
-    fn abandon(&mut self, next: Phase) {
+    pub(super) fn abandon(&mut self, next: Phase) {
+        self.limbo = None;
         self.count_aborted();
         match std::mem::replace(&mut self.phase, next) {
             Phase::Held { pending, .. }

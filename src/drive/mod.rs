@@ -18,6 +18,8 @@
 //! | `flights` | the operations that the ring holds, their deadlines, and whether anybody still waits |
 //! | `statistics` | what is counted of each drive, and the one place where |
 //! | `read_ahead`, `prefetch` | what a stream will read next: hints to the page cache, and the first bytes in a buffer |
+//! | `handover` | what outlives the process: how far the command at hand is, and what the drives are |
+//! | `takeover` | what a successor makes of it, and how a predecessor leaves |
 //! | `pipes` | the endpoints with their buffers and the count of what is queued |
 //! | `fault` | the one map from media faults to sense data |
 //! | `thread` | the real loop |
@@ -29,6 +31,7 @@ mod data_out;
 mod fault;
 mod flights;
 pub mod function;
+mod handover;
 mod loaded;
 mod look;
 mod phases;
@@ -40,6 +43,7 @@ mod sectors_in;
 mod settle;
 mod source;
 pub mod statistics;
+mod takeover;
 pub mod thread;
 
 pub use command::{
@@ -47,5 +51,7 @@ pub use command::{
     ReplyTo, Request, Setting,
 };
 pub use function::{DriveOptions, EventSink, Function, FunctionOptions};
+pub use handover::{Handover, HandoverError, KeptDrive, KeptImage};
 pub use requests::block_size;
 pub use statistics::{Clock, Clocks, Statistics};
+pub use takeover::{Keep, Keeper};

@@ -28,6 +28,7 @@ use super::{
     fault::Way,
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
+    handover::{Behind, Last},
     look::ReadEnd,
     pipes::PipeError,
     statistics::{Outcome, Transfer},
@@ -40,8 +41,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.mover.give_up(Interest::Abandoned);
         self.progress = self.mover.now();
         self.waited = Duration::ZERO;
-        let opcode = command.cdb.first().copied().unwrap_or_default();
-        self.open = Open { lun, opcode, data: DataPhase::None, listed: 0, tally: Some(self.tally(opcode)) };
+        self.open(&command);
         let mut response = self.pipes.small()?;
         match self.target.execute(lun, &command.cdb, &mut response) {
             Reply::Status(status) => self.answer(status, Intent::None, None),
@@ -66,6 +66,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 }
             }
         }
+    }
+
+    pub(super) fn open(&mut self, command: &Command) {
+        let Command { lun, expected, cdb } = command;
+        let opcode = cdb.first().copied().unwrap_or_default();
+        let tally = Some(self.tally(opcode));
+        self.open = Open { lun: lun.0, opcode, expected: *expected, data: DataPhase::None, listed: 0, tally };
     }
 
     /// The command needs no image: `response` is what the host gets of it.
@@ -431,16 +438,23 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     /// Nobody needs to hear that it arrived, as the next CBW says so, except behind a stall: where the controller ends it as the
     /// host clears the halt, it must be sent again.
     pub(super) fn send_csw(&mut self, csw: [u8; CSW_LEN], wake: Wake) -> Result<(), PipeError> {
-        let mut buf = self.pipes.small()?;
-        if let Some(head) = buf.get_mut(..CSW_LEN) {
-            head.copy_from_slice(&csw);
-        }
+        self.send_csw_behind(Behind::Nothing, csw, wake)
+    }
+
+    pub(super) fn send_csw_behind(
+        &mut self,
+        behind: Behind,
+        csw: [u8; CSW_LEN],
+        wake: Wake,
+    ) -> Result<(), PipeError> {
+        let Open { opcode, lun, expected, .. } = self.open;
         self.phase = Phase::Idle;
-        self.pipes.send_csw(buf, wake)?;
+        self.keep_unit(lun);
+        self.pipes.answer(Last::new(csw, expected, opcode, lun), behind, wake)?;
         self.count_completed();
         self.bot.csw_sent();
         self.pipes.receive_cbw()?;
-        self.note_prevented(self.open.lun);
+        self.note_prevented(lun);
         self.serve();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The endpoints of a function with their buffers, and the count of what the kernel holds.
 //!
-//! Called by the phases of `function`. Invariant: `queued` counts every request between its submission and its completion, so
-//! that an abort knows when the pipes are quiet.
+//! Called by the phases of `function`. Invariants: `queued` counts every request between its submission and its completion, so
+//! that an abort knows when the pipes are quiet; what is queued is in the handover record first.
 
 use std::io;
 
@@ -11,7 +11,10 @@ use crate::{
     ring::pool::{Buf, Pool},
 };
 
-use super::flights::BUFFERS_PER_DRIVE;
+use super::{
+    flights::BUFFERS_PER_DRIVE,
+    handover::{Behind, Handover, Last},
+};
 
 /// A CBW read.
 pub(super) const CBW: Tag = Tag(u32::MAX);
@@ -47,6 +50,7 @@ pub(super) struct Pipes<E> {
     queued_out: u32,
     /// Pipes that we halted. The host may have cleared them since, of which nobody tells us.
     halted: Vec<Pipe>,
+    pub(super) handover: Handover,
 }
 
 impl<E: Endpoints> Pipes<E> {
@@ -60,6 +64,7 @@ impl<E: Endpoints> Pipes<E> {
             queued_in: 0,
             queued_out: 0,
             halted: Vec::with_capacity(2),
+            handover: Handover::private()?,
         })
     }
 
@@ -94,14 +99,42 @@ impl<E: Endpoints> Pipes<E> {
 
     /// Bytes of a data phase.
     pub(super) fn send_data(&mut self, buf: Buf, len: usize, wake: Wake) -> Result<(), PipeError> {
+        self.handover.moving();
         self.send(buf, len, data_tag(u32::try_from(len).unwrap_or(0)), wake)
     }
 
+    /// A CSW for the first time.
+    pub(super) fn answer(&mut self, last: Last, behind: Behind, wake: Wake) -> Result<(), PipeError> {
+        let mut buf = self.small()?;
+        if let Some(head) = buf.first_chunk_mut() {
+            *head = last.csw();
+        }
+        self.handover.answered(last, behind);
+        self.send_csw(buf, wake)
+    }
+
+    /// A CSW of a predecessor, or what is to be in its place.
+    pub(super) fn answer_again(&mut self, last: Last, wake: Wake) -> Result<(), PipeError> {
+        let mut buf = self.small()?;
+        if let Some(head) = buf.first_chunk_mut() {
+            *head = last.csw();
+        }
+        self.handover.answered_again(last);
+        self.send_csw(buf, wake)
+    }
+
+    /// A CSW once more.
     pub(super) fn send_csw(&mut self, buf: Buf, wake: Wake) -> Result<(), PipeError> {
         self.send(buf, CSW_LEN, CSW, wake)
     }
 
+    /// Room for bytes of a data phase.
     pub(super) fn receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
+        self.handover.moving();
+        self.queue_receive(buf, len, tag)
+    }
+
+    fn queue_receive(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), PipeError> {
         self.endpoints.receive(buf, len, tag).map_err(|refused| PipeError(refused.error))?;
         self.queued_out += 1;
         Ok(())
@@ -109,9 +142,9 @@ impl<E: Endpoints> Pipes<E> {
 
     /// Queues the read of the next CBW: one packet, since a CBW is a short packet of its own (BOT 1.0 §5.1).
     pub(super) fn receive_cbw(&mut self) -> Result<(), PipeError> {
-        let buf = self.small()?;
+        let buf = self.handover.cbw_buf().ok_or(PipeError(TransferError::Other(libc::ENOBUFS)))?;
         let len = self.max_packet();
-        self.receive(buf, len, CBW)
+        self.queue_receive(buf, len, CBW)
     }
 
     /// The next completion, taken off the count.
@@ -122,6 +155,9 @@ impl<E: Endpoints> Pipes<E> {
             Pipe::Out => &mut self.queued_out,
         };
         *queued = queued.saturating_sub(1);
+        if done.pipe == Pipe::In && done.tag == CSW && self.queued_in == 0 && done.result.is_ok() {
+            self.handover.taken();
+        }
         Some(done)
     }
 
@@ -148,6 +184,12 @@ impl<E: Endpoints> Pipes<E> {
             self.halted.push(pipe);
         }
         halted
+    }
+
+    /// Takes over what a predecessor has left in `handover`; it may have halted both pipes.
+    pub(super) fn resume(&mut self, handover: Handover) {
+        self.handover = handover;
+        self.halted = vec![Pipe::In, Pipe::Out];
     }
 
     /// Takes our halts back, for a new configuration.

@@ -8,7 +8,7 @@
 //! A query of state or statistics is answered at once. While something settles, commands that need its image wait (`Phase::Held`),
 //! others do not.
 
-use std::{thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use crate::{
     gadget::endpoints::Endpoints,
@@ -25,6 +25,8 @@ use super::{
     flights::Owner,
     function::{Function, OutEnd, Phase},
     loaded::Loaded,
+    settle::STOP,
+    takeover::Keep,
 };
 
 /// How long a client waits for a command of the drive that it wants to eject from, if that waits for the storage.
@@ -52,6 +54,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match request {
             Request::State { reply } => reply.send(self.state()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
+            Request::Leave { reply } => self.leave(reply),
             Request::Stop { .. } => {
                 self.waiting.push_front((self.mover.now(), request));
                 self.disconnect();
@@ -89,12 +92,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             });
             let Some((_, request)) = next.and_then(|next| self.waiting.remove(next)) else { return };
             match request {
-                Request::State { .. } | Request::Stats { .. } => {}
+                Request::State { .. } | Request::Stats { .. } | Request::Leave { .. } => {}
                 Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
                 Request::Eject { lun, force, reply } => self.eject_from(lun, force, reply),
                 Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
-                Request::Stop { reply } => self.stop(reply),
+                Request::Stop { reply } => self.stop(reply, STOP),
             }
+            self.keep_drives();
         }
     }
 
@@ -190,7 +194,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             .collect()
     }
 
-    fn insert(&mut self, lun: u8, mut image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
+    fn insert(&mut self, lun: u8, image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
+        let state = self.put_in(lun, image)?;
+        if let Some(loaded) = self.loaded(lun)
+            && let Some((file, _)) = loaded.image.kept()
+        {
+            (self.keeper)(Keep::Image { lun, number: loaded.number, file: Arc::clone(file) });
+        }
+        Ok(state)
+    }
+
+    /// Puts an image into an empty drive.
+    pub(super) fn put_in(&mut self, lun: u8, mut image: Box<dyn Medium>) -> Result<ImageState, Refusal> {
         let waker = self.waker.clone();
         let kind = self.target.unit(lun).map(scsi::Unit::kind).ok_or(Refusal::NoDrive)?;
         let drive = self.drive_mut(lun).ok_or(Refusal::NoDrive)?;
@@ -237,8 +252,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Some(drive) if is_held => drive.left.push((number, loaded.image)),
             _ => close(loaded.image),
         }
+        (self.keeper)(Keep::Gone { lun, number });
         self.tell(Event::Ejected { drive: self.index(lun), image: name.clone(), by });
         self.note_prevented(lun);
+        self.keep_drives();
         Some(name)
     }
 
@@ -292,6 +309,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn note_first_read(&mut self, lun: u8, lba: u64) {
         let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) else { return };
         if !std::mem::replace(&mut loaded.first_read, true) {
+            self.pipes.handover.keep_first_read(lun);
             self.tell(Event::FirstRead { drive: self.index(lun), lba });
         }
     }

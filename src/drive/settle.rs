@@ -25,7 +25,7 @@ use super::{
 /// How long whoever ejects by force waits, or ejects what is on a network: what they ask for is answered within a second.
 const SOON: Duration = Duration::from_millis(600);
 /// How long whoever stops everything waits.
-const STOP: Duration = Duration::from_secs(3);
+pub(super) const STOP: Duration = Duration::from_secs(3);
 
 /// What waits until written bytes are durable.
 #[derive(Debug)]
@@ -75,13 +75,13 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Makes all drives durable; the thread may end when they are, or when it takes too long.
-    pub(super) fn stop(&mut self, reply: ReplyTo<Result<(), Refusal>>) {
+    pub(super) fn stop(&mut self, reply: ReplyTo<Result<(), Refusal>>, wait: Duration) {
         self.stop = Some(Stopping { lost: None, reply });
         for lun in self.target.luns() {
             if self.settles(lun) || self.loaded(lun).is_none() {
                 continue;
             }
-            self.settle(lun, Purpose::Stop, STOP);
+            self.settle(lun, Purpose::Stop, wait);
         }
         self.look_whether_stopped();
     }
@@ -223,8 +223,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             // The ring was full: the sync was not even tried.
             return;
         }
-        if let Some(loaded) = self.drive_mut(lun).and_then(|drive| drive.loaded.as_mut()) {
+        let drive = self.drives.get_mut(usize::from(lun));
+        if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut()) {
             loaded.lost = true;
+            self.pipes.handover.keep_lost(lun);
             tracing::error!(image = loaded.image.name(), %error, "what the host wrote could not be stored and may be lost");
         }
     }

@@ -253,6 +253,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 if let Some(unit) = self.target.unit_mut(lun) {
                     unit.defer(sense);
                 }
+                self.keep_unit(lun);
             }
             (MoveOp::Write | MoveOp::Punch, _) => {
                 if let Some(loaded) = self.loaded_mut(lun) {

@@ -24,15 +24,18 @@ use nix::{
 
 use crate::{
     gadget::{BusEvent, endpoints::Endpoints},
-    media::Waker,
+    media::{Medium, Waker},
     ring::{Completion, OpKey, Ring, RingError, RingOptions},
     schedule::{Schedule, ScheduleError},
 };
 
 use super::{
+    KeptDrive,
     command::{Handle, Inbox},
     function::{EventSink, Function, FunctionOptions},
+    handover::Handover,
     statistics::Clocks,
+    takeover::Keeper,
 };
 
 /// Operations in flight on one ring: hints, the watches and timers.
@@ -69,6 +72,16 @@ pub struct FunctionThread {
     bus_wake: Arc<EventFd>,
 }
 
+/// What is kept for a successor, and what a predecessor has kept.
+pub struct Keeping {
+    /// Where the function keeps its state.
+    pub handover: Handover,
+    /// The drives that a predecessor has left in it, by LUN, and their images; `None`: it is new.
+    pub resumed: Option<(Vec<KeptDrive>, Vec<(u8, Box<dyn Medium>)>)>,
+    /// Told which images are to be kept.
+    pub keeper: Keeper,
+}
+
 /// What woke the loop.
 #[derive(Clone, Copy, Debug)]
 enum Wake {
@@ -79,7 +92,7 @@ enum Wake {
 }
 
 impl FunctionThread {
-    /// Starts the thread, scheduled by `schedule`, and waits until it is ready for bus events.
+    /// Starts the thread, scheduled by `schedule`, and waits until it is ready for bus events. Without `keeping` all ends with it.
     ///
     /// # Errors
     /// What the thread could not get.
@@ -88,6 +101,7 @@ impl FunctionThread {
         schedule: Schedule,
         endpoints: E,
         events: EventSink,
+        keeping: Option<Keeping>,
     ) -> Result<Self, ThreadError> {
         let (handle, inbox) = Handle::pair()?;
         let (bus, bus_events) = bounded(BUS_EVENTS_MAX);
@@ -98,6 +112,7 @@ impl FunctionThread {
         let join = thread::Builder::new().name(format!("drive-{}", options.name)).spawn(move || {
             schedule.apply()?;
             let mut running = Loop::new(options, endpoints, sources, events)?;
+            running.keep(keeping);
             // Nobody waits any more if `start` is gone.
             let _ = ready.send(());
             running.run().inspect_err(|error| tracing::error!(%error, "a function has failed"))
@@ -162,6 +177,14 @@ impl<E: Endpoints> Loop<E> {
         ring.watch(sources.inbox.wake().as_fd().try_clone_to_owned()?, Wake::Requests)?;
         ring.watch(sources.bus_wake.as_fd().try_clone_to_owned()?, Wake::Bus)?;
         Ok(Self { function, sources, timer: None })
+    }
+
+    fn keep(&mut self, keeping: Option<Keeping>) {
+        let Some(Keeping { handover, resumed, keeper }) = keeping else { return };
+        match resumed {
+            Some((drives, media)) => self.function.resume(handover, &drives, media, keeper),
+            None => self.function.keep_in(handover, keeper),
+        }
     }
 
     fn run(&mut self) -> Result<(), ThreadError> {

@@ -52,6 +52,14 @@ pub enum BusEvent {
         /// wMaxPacketSize of the bulk endpoints at that speed, in bytes.
         max_packet: u16,
     },
+    /// The host uses us, and does not know that another process did what is done so far: as [`BusEvent::Enabled`], but nothing is gone
+    /// except the requests.
+    TakenOver {
+        /// The speed of the link.
+        speed: Speed,
+        /// wMaxPacketSize of the bulk endpoints at that speed, in bytes.
+        max_packet: u16,
+    },
     /// The host reset, disconnected or deconfigured us; all requests came back.
     Disabled,
     /// The bus is idle. Requests stay queued. Some controllers say this instead of `Disabled` when the cable is pulled.
@@ -90,6 +98,8 @@ pub struct Ep0 {
     pub(super) last_lun: u8,
     pub(super) max_packet: Arc<AtomicU16>,
     pub(super) stop: Arc<EventFd>,
+    /// Another process has served it before.
+    pub(super) adopted: bool,
 }
 
 /// The running thread. Dropping it stops the thread and closes ep0; when the endpoints are closed too, the kernel unbinds
@@ -131,6 +141,9 @@ impl Ep0 {
     }
 
     fn serve(&self, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        if self.adopted {
+            self.catch_up(notify)?;
+        }
         loop {
             let wait = |fd| PollFd::new(fd, PollFlags::POLLIN);
             let mut fds = [wait(self.stop.as_fd()), wait(self.file.as_fd())];
@@ -142,19 +155,73 @@ impl Ep0 {
             if stop.any() == Some(true) {
                 return Ok(());
             }
-            // One event a time: a SETUP must be the last that was read when it is answered.
-            let mut bytes = [0; EVENT_LEN];
-            let read = match (&self.file).read(&mut bytes) {
-                Ok(read) => read,
-                Err(error) if goes_on(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            for event in ffs_descriptors::events(bytes.get(..read).unwrap_or_default()) {
-                match event {
-                    Ok(event) => self.handle(event, notify)?,
-                    Err(error) => tracing::warn!(function = self.name, %error, "event not understood"),
+            self.take_event(notify)?;
+        }
+    }
+
+    /// Whether the event says that what was before it means nothing any more.
+    fn take_event(&self, notify: &dyn Fn(BusEvent)) -> io::Result<bool> {
+        let mut anew = false;
+        // One event a time: a SETUP must be the last that was read when it is answered.
+        let mut bytes = [0; EVENT_LEN];
+        let read = match (&self.file).read(&mut bytes) {
+            Ok(read) => read,
+            Err(error) if goes_on(&error) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        for event in ffs_descriptors::events(bytes.get(..read).unwrap_or_default()) {
+            match event {
+                Ok(event) => {
+                    anew |= matches!(event, Event::Bind | Event::Unbind | Event::Enable | Event::Disable);
+                    self.handle(event, notify)?;
                 }
+                Err(error) => tracing::warn!(function = self.name, %error, "event not understood"),
             }
+        }
+        Ok(anew)
+    }
+
+    /// Tells what has happened since the last process ended and, if the host uses us as before, that.
+    fn catch_up(&self, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        let speed = || {
+            let found = functionfs::endpoint_speed(&self.endpoint);
+            found.inspect(|(_, max_packet)| self.max_packet.store(*max_packet, Ordering::Release))
+        };
+        speed();
+        let mut anew = false;
+        loop {
+            let mut fds = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+            match poll(&mut fds, PollTimeout::ZERO) {
+                Err(nix::Error::EINTR) => continue,
+                result => result?,
+            };
+            let [ep0] = fds;
+            let ready = ep0.revents().unwrap_or(PollFlags::empty());
+            if ready.contains(PollFlags::POLLOUT) {
+                self.end_setup(notify)?;
+            } else if ready.contains(PollFlags::POLLIN) {
+                anew |= self.take_event(notify)?;
+            } else {
+                break;
+            }
+        }
+        if let Some((speed, max_packet)) = speed().filter(|_| !anew) {
+            notify(BusEvent::TakenOver { speed, max_packet });
+        }
+        Ok(())
+    }
+
+    /// A SETUP that the last process had read, and not answered; what it was is not known. To read stalls what the host wants to
+    /// read, and accepts what it has sent: no class request but the reset does.
+    fn end_setup(&self, notify: &dyn Fn(BusEvent)) -> io::Result<()> {
+        match (&self.file).read(&mut []) {
+            Ok(_) => {
+                // It has been acknowledged before it is done; no request is queued that could come in its way.
+                notify(BusEvent::Reset(ResetTicket::new().0));
+                Ok(())
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EL2HLT) || goes_on(&error) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 

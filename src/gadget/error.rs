@@ -120,6 +120,12 @@ pub enum GadgetError {
         /// The gadget.
         name: String,
     },
+    /// What a predecessor has left is of no use.
+    #[error("the gadget {name} that the last process served is off the bus, or was made anew since")]
+    NotThere {
+        /// The gadget, or the function.
+        name: String,
+    },
     /// Anything else, with what was tried.
     #[error("cannot {action} {path}: {source}; `dmesg` may tell more")]
     Io {

@@ -1,12 +1,12 @@
 //! FunctionFS: mounting an instance, telling it what we are, and opening its files. All descriptors of a function are opened
-//! here and nowhere else, so that one day they can be received instead.
+//! here and nowhere else, or come from a predecessor.
 
 use std::{
     fs::{self, File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd},
-        unix::fs::OpenOptionsExt,
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
 };
@@ -32,7 +32,40 @@ pub(super) struct FunctionFiles {
     pub(super) output: File,
 }
 
+/// The files of a function in the hands of whoever keeps them for a successor.
+#[derive(Debug)]
+pub struct KeptFiles {
+    /// The control pipe.
+    pub ep0: OwnedFd,
+    /// The bulk IN endpoint.
+    pub input: OwnedFd,
+    /// The bulk OUT endpoint.
+    pub output: OwnedFd,
+}
+
 impl FunctionFiles {
+    /// Those of a predecessor, opened as we open them.
+    pub(super) fn adopt(kept: KeptFiles) -> Self {
+        let KeptFiles { ep0, input, output } = kept;
+        Self { ep0: ep0.into(), input: input.into(), output: output.into() }
+    }
+
+    /// The same files once more, to be kept.
+    pub(super) fn kept(&self) -> io::Result<KeptFiles> {
+        Ok(KeptFiles {
+            ep0: self.ep0.try_clone()?.into(),
+            input: self.input.try_clone()?.into(),
+            output: self.output.try_clone()?.into(),
+        })
+    }
+
+    /// Whether they are of another instance than the one that is mounted under this name.
+    pub(super) fn is_stale(&self, name: &str) -> io::Result<bool> {
+        let ours = self.ep0.metadata()?.dev();
+        let is_other = |dir: &PathBuf| fs::metadata(dir).is_ok_and(|found| found.dev() != ours);
+        Ok(mounts_of(name).iter().any(is_other))
+    }
+
     /// Writes descriptors and strings, and opens the endpoints that then appear.
     pub(super) fn open(dir: &Path, name: &str, interface: &InterfaceName) -> Result<Self, GadgetError> {
         let mut ep0 = open(&dir.join("ep0"))?;
@@ -120,6 +153,17 @@ impl Mount {
             Some(dir) => Ok(Self { dir, mounted: false, remove_dir: false }),
             None => Self::new(name, dir, is_ours),
         }
+    }
+
+    /// What a predecessor has mounted, if that is to be seen from here.
+    pub(super) fn adopt(name: &str, dir: &Path, is_ours: bool) -> Self {
+        let mounted = is_ours && mounts_of(name).iter().any(|point| point == dir);
+        Self { dir: dir.to_owned(), mounted, remove_dir: is_ours }
+    }
+
+    /// Leaves it as it is, for a successor.
+    pub(super) fn leave(mut self) {
+        (self.mounted, self.remove_dir) = (false, false);
     }
 
     /// Where it is mounted.

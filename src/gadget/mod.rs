@@ -5,7 +5,8 @@
 //! else composes, of which we only mount, describe and serve our `ffs.NAME`.
 //!
 //! Invariants: one daemon per gadget name (a lock file); nothing of another gadget is written; what [`Gadget::create`] made,
-//! [`Gadget::teardown`] or drop removes, also after an error half way; a killed run is cleaned up by the next.
+//! [`Gadget::teardown`] or drop removes, also after an error half way, unless it is left to a successor ([`Gadget::leave`]), which
+//! takes it over with its open files ([`Gadget::adopt`]); a killed run of which nobody kept these is cleaned up by the next.
 #![allow(unsafe_code)]
 
 pub mod aio;
@@ -15,6 +16,7 @@ mod engine;
 mod ep0;
 mod error;
 mod functionfs;
+mod inherited;
 mod interrupt;
 mod lock;
 pub mod sync;
@@ -35,6 +37,8 @@ pub use engine::{Engine, EngineKind};
 pub use ep0::{BusEvent, Ep0, Ep0Thread, ResetTicket};
 pub use error::GadgetError;
 pub use ffs_descriptors::Speed;
+pub use functionfs::KeptFiles;
+pub use inherited::inherited;
 pub use udc::{Udc, UdcState};
 
 use configfs::Tree;
@@ -78,6 +82,12 @@ pub struct GadgetOptions {
     pub runtime_dir: PathBuf,
 }
 
+impl GadgetOptions {
+    fn mount_dir(&self, function: &FunctionOptions) -> PathBuf {
+        function.mount.clone().unwrap_or_else(|| self.runtime_dir.join("ffs").join(&function.name))
+    }
+}
+
 /// The usual [`GadgetOptions::runtime_dir`].
 pub const RUNTIME_DIR: &str = "/run/ringdrive";
 
@@ -96,6 +106,11 @@ pub struct FunctionOptions {
     pub interface_name: String,
     /// Where to mount it; `None` for a directory below the runtime directory, or, in guest mode, where it is mounted already.
     pub mount: Option<PathBuf>,
+}
+
+/// What the kernel is told of each function of ours: a build that would tell it something else cannot take one over.
+pub fn descriptors() -> Vec<u8> {
+    ffs_descriptors::descriptors(ffs_descriptors::MaxBurst::MOST)
 }
 
 /// Whose gadget it is.
@@ -130,6 +145,8 @@ pub struct FunctionParts {
     pub endpoints: Engine,
     /// The control pipe, to be started.
     pub ep0: Ep0,
+    /// The files of both, to be kept for a successor, or dropped.
+    pub kept: KeptFiles,
 }
 
 impl Gadget {
@@ -175,6 +192,52 @@ impl Gadget {
         parts.map(|parts| (gadget, parts))
     }
 
+    /// Takes over a gadget that is on the bus, from a process that is gone: with the open files of its functions, in their order.
+    ///
+    /// # Errors
+    /// [`GadgetError::NotThere`] where there is nothing to take over any more; the files are then closed, and what is left of the gadget
+    /// stays for [`Gadget::create`] to clean up.
+    pub fn adopt(
+        options: &GadgetOptions,
+        placement: Placement,
+        kept: Vec<KeptFiles>,
+    ) -> Result<(Self, Vec<FunctionParts>), GadgetError> {
+        configfs::checked_name(&options.name)?;
+        let not_there = || GadgetError::NotThere { name: options.name.clone() };
+        let lock = Lock::take(&options.runtime_dir, &options.name)?;
+        let tree = Tree::new(Path::new(configfs::USB_GADGET), &options.name).ok().filter(Tree::exists);
+        let is_bound = tree.as_ref().is_some_and(|tree| tree.bound_to().is_some());
+        if placement == Placement::Own && !is_bound {
+            return Err(not_there());
+        }
+        let mut mounts = Vec::new();
+        let mut files = Vec::new();
+        for (function, kept) in options.functions.iter().zip(kept) {
+            let adopted = FunctionFiles::adopt(kept);
+            let dir = options.mount_dir(function);
+            if adopted.is_stale(&function.name).map_err(GadgetError::io("look at", &dir))? {
+                return Err(not_there());
+            }
+            mounts.push(Mount::adopt(&function.name, &dir, function.mount.is_none()));
+            files.push(adopted);
+        }
+        let mut gadget = Self {
+            name: options.name.clone(),
+            tree,
+            placement,
+            wanted_udc: options.udc.clone(),
+            mounts,
+            stops: Vec::new(),
+            _lock: lock,
+        };
+        let parts = options.functions.iter().zip(files).map(|(function, files)| {
+            let dir = options.mount_dir(function);
+            gadget.serve(function, &dir, files, true)
+        });
+        let parts: Result<Vec<_>, GadgetError> = parts.collect();
+        parts.map(|parts| (gadget, parts))
+    }
+
     fn open(
         &mut self,
         options: &GadgetOptions,
@@ -182,20 +245,32 @@ impl Gadget {
     ) -> Result<FunctionParts, GadgetError> {
         let name = configfs::checked_name(&function.name)?.to_owned();
         let interface = InterfaceName::new(&function.interface_name)?;
-        let dir = function.mount.clone().unwrap_or_else(|| options.runtime_dir.join("ffs").join(&name));
+        let dir = options.mount_dir(function);
         let mount = match self.placement {
             Placement::Own => Mount::new(&name, &dir, function.mount.is_none())?,
             Placement::Guest => Mount::find_or_new(&name, &dir, function.mount.is_none())?,
         };
         let files = FunctionFiles::open(mount.dir(), &name, &interface)?;
         self.mounts.push(mount);
+        self.serve(function, &dir, files, false)
+    }
+
+    fn serve(
+        &mut self,
+        function: &FunctionOptions,
+        dir: &Path,
+        files: FunctionFiles,
+        adopted: bool,
+    ) -> Result<FunctionParts, GadgetError> {
+        let name = function.name.clone();
         let max_packet = Arc::new(AtomicU16::new(Speed::Full.bulk_max_packet()));
-        let no_resource = |what| GadgetError::io::<std::io::Error>(what, &dir);
+        let no_resource = |what| GadgetError::io::<std::io::Error>(what, dir);
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let stop = EventFd::from_flags(flags).map_err(|errno| no_resource("watch")(errno.into()))?;
         let stop = Arc::new(stop);
         self.stops.push(Arc::clone(&stop));
         let endpoint = files.output.try_clone().map_err(no_resource("serve"))?;
+        let kept = files.kept().map_err(no_resource("serve"))?;
         let ep0 = Ep0 {
             name: name.clone(),
             file: files.ep0,
@@ -203,11 +278,12 @@ impl Gadget {
             last_lun: function.last_lun.min(15),
             max_packet: Arc::clone(&max_packet),
             stop,
+            adopted,
         };
         let endpoints =
             Engine::new(function.engine, function.schedule, files.input, files.output, max_packet)
                 .map_err(no_resource("start the endpoint engine of"))?;
-        Ok(FunctionParts { name, endpoints, ep0 })
+        Ok(FunctionParts { name, endpoints, ep0, kept })
     }
 
     /// Puts our own gadget on the bus. In guest mode the composer does that, and this does nothing.
@@ -274,6 +350,16 @@ impl Gadget {
     /// The first thing that could not be removed; the next start under this name tries again.
     pub fn teardown(mut self) -> Result<(), GadgetError> {
         self.take_down()
+    }
+
+    /// Leaves it on the bus as it is, for a successor that has its files; ep0 threads are told to stop.
+    pub fn leave(mut self) {
+        for stop in self.stops.drain(..) {
+            let _ = stop.write(1);
+        }
+        self.mounts.drain(..).for_each(Mount::leave);
+        // Without it, drop has nothing to remove.
+        self.tree = None;
     }
 
     fn own_tree(&self) -> Option<&Tree> {

@@ -185,6 +185,11 @@ pub trait Medium: fmt::Debug + Send {
     /// What to fdatasync so that completed writes are durable; `None` where there is nothing to make durable.
     fn file_for_sync(&self) -> Option<&Arc<File>>;
 
+    /// What whoever is to serve it after the end of this process needs: its file, and what that was; `None` where there is more to it.
+    fn kept(&self) -> Option<(&Arc<File>, Identity)> {
+        None
+    }
+
     /// How the fetching goes, of a medium whose bytes come from elsewhere.
     fn fetch_state(&self) -> Option<FetchState> {
         None

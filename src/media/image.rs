@@ -293,6 +293,10 @@ impl Medium for Image {
     fn file_for_sync(&self) -> Option<&Arc<File>> {
         self.writable().then_some(&self.file)
     }
+
+    fn kept(&self) -> Option<(&Arc<File>, Identity)> {
+        Some((&self.file, self.identity))
+    }
 }
 
 impl From<FileStat> for Identity {

@@ -4,7 +4,9 @@
 //! it to its pool, on whatever thread that happens. The memory lives as long as the pool or any of its buffers.
 
 use std::{
-    fmt, io,
+    fmt,
+    fs::File,
+    io,
     ops::{Deref, DerefMut},
     ptr::NonNull,
     sync::{
@@ -44,10 +46,32 @@ impl Pool {
     /// # Errors
     /// The error of mmap(2); [`io::ErrorKind::OutOfMemory`] where the sum is more than an address can say.
     pub fn new(count: usize, buf_len: usize) -> io::Result<Self> {
+        Self::mapped(count, buf_len, |len| Ok(MmapRaw::from(memmap2::MmapMut::map_anon(len)?)))
+    }
+
+    /// As [`Pool::new`], over the bytes of `file`: what they were is what the buffers hold at first, and whoever has the file has
+    /// them when this process is gone. To be used by one process at a time.
+    ///
+    /// # Errors
+    /// As [`Pool::new`]; [`io::ErrorKind::UnexpectedEof`] where the file has fewer bytes. One that may still be cut short is for the caller
+    /// to refuse: its bytes would be taken from under us.
+    pub fn shared(file: &File, count: usize, buf_len: usize) -> io::Result<Self> {
+        Self::mapped(count, buf_len, |len| {
+            if usize::try_from(file.metadata()?.len()).is_ok_and(|has| has < len) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            memmap2::MmapOptions::new().len(len).map_raw(file)
+        })
+    }
+
+    fn mapped(
+        count: usize,
+        buf_len: usize,
+        map: impl FnOnce(usize) -> io::Result<MmapRaw>,
+    ) -> io::Result<Self> {
         let count = count.clamp(1, POOL_BUFFERS_MAX);
         let buf_len = buf_len.max(1).checked_next_multiple_of(4096).ok_or(io::ErrorKind::OutOfMemory)?;
-        let len = count.checked_mul(buf_len).ok_or(io::ErrorKind::OutOfMemory)?;
-        let memory = MmapRaw::from(memmap2::MmapMut::map_anon(len)?);
+        let memory = map(count.checked_mul(buf_len).ok_or(io::ErrorKind::OutOfMemory)?)?;
         let free = AtomicU64::new(u64::MAX >> (POOL_BUFFERS_MAX - count));
         Ok(Self(Arc::new(Shared { memory, buf_len, count, free })))
     }
@@ -106,8 +130,9 @@ impl Buf {
 impl Deref for Buf {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: the memory is mapped while `pool` lives, initialised (anonymous pages are zero), and ours alone: the bit in
-        // the free map is clear until drop, and whoever gives the kernel the address owns this Buf meanwhile.
+        // SAFETY: the memory is mapped while `pool` lives, initialised (anonymous pages are zero, and a file's are its bytes), and
+        // ours alone: no other process uses the file of a shared pool, the bit in the free map is clear until drop, and whoever
+        // gives the kernel the address owns this Buf meanwhile.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.pool.0.buf_len) }
     }
 }
@@ -167,6 +192,19 @@ mod tests {
         });
         assert_eq!(buf.join().unwrap().unwrap().len(), 4096);
     }
+
+    #[test]
+    fn a_shared_pool_finds_what_the_one_before_it_left_and_no_short_file() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(Pool::shared(&file, 2, 4096).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        file.set_len(8192).unwrap();
+        let pool = Pool::shared(&file, 2, 4096).unwrap();
+        let (_first, mut second) = (pool.take().unwrap(), pool.take().unwrap());
+        second[..4].copy_from_slice(b"kept");
+        let again = Pool::shared(&file, 2, 4096).unwrap();
+        assert_eq!((again.take().unwrap()[0], &again.take().unwrap()[..4]), (0, &b"kept"[..]));
+    }
+
     #[test]
     fn odd_sizes_are_clamped_and_impossible_ones_refused() {
         for (count, buf_len, made) in [(0, 0, (1, 4096)), (65, 1, (64, 4096)), (2, 4097, (2, 8192))] {

@@ -55,6 +55,16 @@ impl Attention {
 pub(super) struct Attentions(u8);
 
 impl Attentions {
+    /// As bits that mean the same to every build with the same record.
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What [`Attentions::bits`] gave.
+    pub(super) fn from_bits(bits: u8) -> Self {
+        Self(PRECEDENCE.iter().fold(0, |known, attention| known | (bits & attention.mask())))
+    }
+
     /// Establishes a condition; one that waits already is not repeated (SAM-5 lets them be merged).
     ///
     /// While power on waits, all else is part of it: whoever hears of it knows nothing of the unit yet. So a host that finds a

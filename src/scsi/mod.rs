@@ -25,6 +25,7 @@ mod cdb;
 mod diagnostic;
 mod format;
 mod inquiry;
+mod kept;
 pub mod limits;
 mod media_op;
 mod mode;
@@ -42,6 +43,7 @@ mod target;
 mod unit;
 mod vpd;
 
+pub use kept::{KeptUnit, NotUnderstood};
 pub use media_op::{Compound, MediaOp};
 pub use opcodes::{Listed, listed, name_of, opcode_name};
 pub use optical::{SECTOR_LEN, SectorPart};

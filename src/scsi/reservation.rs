@@ -145,6 +145,17 @@ fn report_capabilities(out: &mut Response<'_>) {
 }
 
 impl Reservations {
+    /// Key, generation, and the code of the type that is held, or 0.
+    pub(super) fn keep(&self) -> (u64, u32, u8) {
+        (self.key, self.generation, self.held.map_or(0, Type::code))
+    }
+
+    /// What [`Reservations::keep`] gave.
+    pub(super) fn resume(key: u64, generation: u32, held: u8) -> Option<Self> {
+        let held = if held == 0 { None } else { Some(Type::from_code(held)?) };
+        (key != 0 || held.is_none()).then_some(Self { generation, key, held })
+    }
+
     fn header(&self, out: &mut Response<'_>) -> usize {
         out.be32(self.generation);
         let at = out.len();

@@ -43,6 +43,22 @@ impl SenseKey {
         }
     }
 
+    /// The key with these four bits, if we ever report it.
+    pub(super) fn from_code(code: u8) -> Option<Self> {
+        const ALL: [SenseKey; 9] = [
+            SenseKey::NoSense,
+            SenseKey::NotReady,
+            SenseKey::MediumError,
+            SenseKey::HardwareError,
+            SenseKey::IllegalRequest,
+            SenseKey::UnitAttention,
+            SenseKey::DataProtect,
+            SenseKey::AbortedCommand,
+            SenseKey::Miscompare,
+        ];
+        ALL.into_iter().find(|key| key.code() == code)
+    }
+
     const fn name(self) -> &'static str {
         match self {
             Self::NoSense => "NO SENSE",

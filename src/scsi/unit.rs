@@ -348,6 +348,11 @@ impl Unit {
         self.tray_open = self.kind == Kind::Optical;
     }
 
+    /// The tray is as it was in a predecessor; only an optical unit has one.
+    pub(super) fn set_tray_open(&mut self, open: bool) {
+        self.tray_open = open && self.kind == Kind::Optical && self.medium.is_none();
+    }
+
     /// The host closed the tray.
     pub(super) fn close_tray(&mut self) {
         self.tray_open = false;

@@ -278,6 +278,16 @@ fn stat_of(file: &File) -> FileStat {
 
 /// What the world and the device under test need.
 impl Media {
+    /// What was under way never ends. No process dies in this test; the simulation's do.
+    pub fn die(&self) {
+        self.0.borrow_mut().flights.clear();
+    }
+
+    /// The drive's end for the next process.
+    pub fn successor(&self) -> SimMover {
+        SimMover(self.0.clone())
+    }
+
     pub fn new(rng: Rng, faults: Faults) -> (Self, SimMover) {
         let state = State {
             rng,

@@ -166,6 +166,23 @@ impl Bus {
         self.0.borrow().max_packet
     }
 
+    /// The process at the device's end is gone, and with it its requests. Halts and what stands in the FIFO stay.
+    pub fn die(&self) {
+        let mut state = self.0.borrow_mut();
+        for pipe in [Pipe::In, Pipe::Out] {
+            let pipe = state.pipe(pipe);
+            pipe.staged.clear();
+            pipe.queue.clear();
+        }
+        state.done.clear();
+        state.woken = false;
+    }
+
+    /// The device's end for the next process.
+    pub fn successor(&self) -> SimEndpoints {
+        SimEndpoints(self.0.clone())
+    }
+
     /// Requests refused for lack of kernel memory so far.
     pub fn refused(&self) -> u64 {
         self.0.borrow().refused

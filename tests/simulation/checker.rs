@@ -1,5 +1,7 @@
 //! The model host's life: which command comes next, what goes wrong with it, and whether the device's answer was right.
 
+#[path = "deaths.rs"]
+mod deaths;
 #[path = "hostile.rs"]
 mod hostile;
 
@@ -17,6 +19,8 @@ use crate::{
     model::{Disk, ZEROES, bytes_of},
     world::{BusSignal, Nanos, World},
 };
+
+pub const REQUEST_SENSE: u8 = 0x03;
 
 /// How often each thing happened: a run that meets none of something proves nothing about it.
 pub type Coverage = BTreeMap<&'static str, u64>;
@@ -36,6 +40,12 @@ pub struct Checker {
     going: bool,
     /// The storage of the command at hand is slower than any should be.
     held_up: bool,
+    /// Of processes, as many as had ended before the last command but one.
+    settled: u64,
+    /// Of processes, as many as had ended when what the drives have counted was last believed.
+    counted_of: u64,
+    /// The process has ended in this command, or in the one before.
+    disturbed: bool,
     trace: bool,
 }
 
@@ -54,6 +64,9 @@ impl Checker {
             writes: 0,
             going: false,
             held_up: false,
+            settled: 0,
+            counted_of: 0,
+            disturbed: false,
             trace,
         }
     }
@@ -114,8 +127,12 @@ impl Checker {
         let lun = self.rng.usize(..self.disks.len());
         self.writes += 1;
         let job = Job::any(&mut self.rng, u8::try_from(lun).unwrap(), &self.disks[lun], self.writes);
+        if self.is_unsettled() {
+            return self.honest(&job);
+        }
         match self.rng.u8(..100) {
-            0..60 => self.honest(&job),
+            0..45 => self.honest(&job),
+            45..60 => self.survives(&job),
             60..75 => self.mismatched(&job),
             75..88 => self.broken_off(&job),
             88..92 => self.invalid_cbw(),
@@ -174,10 +191,16 @@ impl Checker {
 
     /// One command, after which the device must have counted it.
     fn command(&mut self, script: &Script<'_>) -> Result<Outcome, Stop> {
-        let started = self.port.world.now;
+        let (started, ended) = (self.port.world.now, self.port.world.ended);
         let result = self.port.command(script);
+        self.disturbed = self.is_unsettled();
+        self.settled = ended;
         let took = self.port.world.now - started;
         // A host that waits for what it has lost itself waits for as long as anything goes on.
+        if self.disturbed {
+            self.believe_counted();
+            return result;
+        }
         if !matches!(result, Err(Stop::Hung(_))) {
             self.check_time(script, took).map_err(Stop::Bug)?;
         }
@@ -242,6 +265,9 @@ impl Checker {
     }
 
     fn check_counted(&mut self, lun: usize) -> Result<(), String> {
+        if self.port.world.ended != self.counted_of {
+            self.believe_counted();
+        }
         let World { device, now, .. } = &mut self.port.world;
         let told = device.statistics(*now, u8::try_from(lun).unwrap());
         let became = self.counted[lun].check(*now, &told).map_err(|why| format!("unit {lun} {why}"))?;
@@ -287,6 +313,11 @@ impl Checker {
                 self.recover(job, Chaos::ResetRecovery)
             }
             Err(Stop::Hung(during)) => Err(format!("hung during {during}; {job:?} {expected:?}")),
+            // A host that had nothing to say for a second speaks in the moment in which it is asked.
+            Err(Stop::Bug(why)) if self.disturbed && why.contains("another command's tag") => {
+                self.mark("CSW of the past");
+                self.recover(job, Chaos::BusReset)
+            }
             Err(Stop::Bug(why)) => Err(format!("{why}; {job:?} {expected:?}")),
         }
     }
@@ -337,6 +368,9 @@ impl Checker {
             Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
         };
         result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
+        if self.disturbed {
+            self.believe_counted();
+        }
         self.check_all_counted()
     }
 
@@ -353,11 +387,15 @@ impl Checker {
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
         self.check_transport(job, expected, outcome)?;
+        if self.disturbed && job.cdb.first() == Some(&REQUEST_SENSE) && outcome.data.is_empty() {
+            self.mark("sense data lost with the process");
+            return Ok(());
+        }
         let error = self.is_phase_error(job, expected);
         match outcome.csw.status {
             0 if error == Some(true) => Err("passed where the standard says phase error".into()),
             0 => self.check_passed(job, expected, outcome),
-            1 => self.check_failed(job, outcome, faults),
+            1 => self.check_failed(job, expected, outcome, faults),
             _ if error == Some(false) => Err("phase error where host and device agree".into()),
             _ => {
                 self.check_data(job, outcome)?;
@@ -401,6 +439,9 @@ impl Checker {
     /// Rules that hold for every command, whatever it is.
     fn check_transport(&mut self, job: &Job, expected: Expected, outcome: &Outcome) -> Result<(), String> {
         let Csw { status, residue } = outcome.csw;
+        if self.disturbed {
+            return self.check_disturbed(expected, outcome);
+        }
         let (host, received) = match expected {
             Expected::None => (0, 0),
             Expected::In(len) => (len, u32::try_from(outcome.data.len()).unwrap()),
@@ -518,7 +559,14 @@ impl Checker {
     }
 
     /// The host asks why, and weighs the answer.
-    fn check_failed(&mut self, job: &Job, outcome: &Outcome, faults: u64) -> Result<(), String> {
+    fn check_failed(
+        &mut self,
+        job: &Job,
+        expected: Expected,
+        outcome: &Outcome,
+        faults: u64,
+    ) -> Result<(), String> {
+        let disturbed = self.disturbed;
         self.check_data(job, outcome)?;
         if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
             self.perhaps_written(job);
@@ -532,6 +580,10 @@ impl Checker {
             Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos),
             Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
         };
+        if self.disturbed && (sense.csw.status != 0 || sense.data.is_empty()) {
+            self.mark("sense data lost with the process");
+            return self.try_again(job, expected);
+        }
         let deferred = sense.data.first().is_some_and(|code| code & 0x7f == 0x71);
         if sense.csw.status != 0 || sense.data.len() < 14 {
             return Err(format!("REQUEST SENSE ended in {:?} with {:02x?}", sense.csw, sense.data));
@@ -540,6 +592,10 @@ impl Checker {
         self.note(|| format!("  sense {key:x}/{code:02x?}"));
         if deferred {
             return self.check_deferred(job.lun);
+        }
+        if (disturbed || self.disturbed) && ((key, code) == (0xb, [0, 0]) || key == 0) {
+            self.mark("interrupted and tried again");
+            return self.try_again(job, expected);
         }
         if (key, code) == (2, [4, 1]) && self.held_up && self.stuck(job.lun) > 0 {
             return self.await_source(job.lun);
@@ -559,7 +615,8 @@ impl Checker {
                 let told = u32::from_be_bytes(sense.data[3..7].try_into().unwrap());
                 let named = sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at;
                 match code {
-                    [0x1d, 0] if named || then.is_none() => Ok(()),
+                    // INFORMATION does not outlive the process.
+                    [0x1d, 0] if named || then.is_none() || disturbed || self.disturbed => Ok(()),
                     _ => Err(format!("byte {at} differs, but sense is {:02x?}", sense.data)),
                 }
             }

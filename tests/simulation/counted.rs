@@ -74,6 +74,16 @@ fn reads_and_writes(opcode: u8) -> (bool, bool) {
 }
 
 impl Counted {
+    /// Another process counts from zero, and what was under way may be counted by it or not.
+    pub fn believe(&mut self, drive: &DriveStatistics) {
+        self.known = Counts::of(drive);
+        self.unsure = None;
+        self.whole_reads = 0;
+        let Statistics { read, write, other, .. } = &drive.statistics;
+        let slowest_us = [read, write, other].iter().map(|class| class.max_us()).max().unwrap();
+        self.slowest = self.slowest.max(slowest_us * 1000 + 1000);
+    }
+
     /// A command came to its CSW.
     pub fn completed(&mut self, opcode: u8, expected: Expected, outcome: &Outcome, took: Nanos) {
         self.slowest = self.slowest.max(took);

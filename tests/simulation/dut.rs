@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::FileExt},
     path::PathBuf,
     sync::{
         Arc,
@@ -18,8 +18,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use ringdrive::{
     bot::StallPolicy,
     drive::{
-        Clocks, DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Refusal,
-        ReplyTo, Request,
+        Clocks, DriveIndex, DriveOptions, DriveState, DriveStatistics, Function, FunctionOptions, Handover,
+        Refusal, ReplyTo, Request,
     },
     gadget::{BusEvent, ResetTicket, Speed},
     media::{Access, Image, MediaErrorKind, SourceState},
@@ -39,8 +39,12 @@ use crate::{
 /// How long an operation of the device may take.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
+/// Of the configuration, which stays the same.
+const FINGERPRINT: u64 = 1;
+
 pub struct Dut {
-    function: Function<SimEndpoints, SimMover>,
+    /// `None` only in between two processes.
+    function: Option<Function<SimEndpoints, SimMover>>,
     pools: Vec<Pool>,
     /// The time that the function is told.
     clock: Arc<AtomicU64>,
@@ -51,8 +55,25 @@ pub struct Dut {
     /// Resets whose ticket the function still holds, with the cell that tells the host.
     resets: Vec<(crossbeam_channel::Receiver<()>, std::rc::Rc<std::cell::Cell<bool>>)>,
     allocations_of: AllocationsOf,
+    options: FunctionOptions,
+    bus: Bus,
+    media: Media,
+    /// What outlives the process: the images, and the record.
+    images: Vec<Kept>,
+    record: File,
+    /// The process ends in the middle of the next event.
+    doomed: bool,
+    /// It has been told to end.
+    told: bool,
+    has_fallen: bool,
     /// Allocations of the device so far, but for those at events of the bus and at requests.
     pub allocations: u64,
+}
+
+struct Kept {
+    file: Arc<File>,
+    block: usize,
+    slow: bool,
 }
 
 /// Calls, and tells how often memory was allocated meanwhile.
@@ -62,19 +83,24 @@ impl Dut {
     /// What every event begins with.
     fn at(&mut self, now: Nanos) -> &mut Function<SimEndpoints, SimMover> {
         self.clock.store(now, Ordering::Relaxed);
-        &mut self.function
+        self.function.as_mut().unwrap()
     }
 
     /// A call on the data path.
     fn command(&mut self, now: Nanos, mut call: impl FnMut(&mut Function<SimEndpoints, SimMover>)) {
         self.clock.store(now, Ordering::Relaxed);
-        self.allocations += (self.allocations_of)(&mut || call(&mut self.function));
+        let function = self.function.as_mut().unwrap();
+        self.allocations += (self.allocations_of)(&mut || call(function));
     }
 
     /// What every event ends with, as in the real loop.
     fn after_event(&mut self, now: Nanos) {
+        if std::mem::take(&mut self.doomed) {
+            self.has_fallen = true;
+            return;
+        }
         self.command(now, Function::flush);
-        if let Some(after) = self.function.timer() {
+        if let Some(after) = self.at(now).timer() {
             let tick = now + u64::try_from(after.as_nanos()).unwrap();
             self.deadline = Some(self.deadline.map_or(tick, |at| at.min(tick)));
         }
@@ -100,7 +126,7 @@ impl Dut {
 
     /// `None`: an operation on the same file that was never given up still holds its lock.
     pub fn insert(&mut self, now: Nanos, lun: u8, disk: &Disk) -> Option<Answer<Result<(), Refusal>>> {
-        let image = image(disk)?;
+        let image = image(&disk.file, disk.block)?;
         let image = if disk.slow { self.fetched.medium(image) } else { Box::new(image) };
         let (tx, rx) = mpsc::channel();
         let clock = self.clock.clone();
@@ -153,6 +179,73 @@ impl<T> Answer<T> {
     }
 }
 
+/// The end of a process, and the beginning of the next.
+impl Dut {
+    /// The process ends in the middle of what it does next: after it has queued requests, and before the kernel has them.
+    pub fn doom(&mut self) {
+        self.doomed = true;
+    }
+
+    /// Somebody tells it to end.
+    pub fn leave(&mut self, now: Nanos) {
+        let reply = ReplyTo::new(drop);
+        self.told = true;
+        self.at(now).request(Request::Leave { reply });
+        self.after_event(now);
+    }
+
+    /// Whether it is about to end.
+    pub fn is_ending(&self) -> bool {
+        self.doomed || self.told
+    }
+
+    /// Whether it has ended.
+    pub fn is_gone(&self) -> bool {
+        self.has_fallen || self.function.as_ref().is_none_or(Function::stopped)
+    }
+
+    /// The process is gone, and its successor starts, but does not serve yet. The resets that nobody has acknowledged are left.
+    pub fn die(&mut self, now: Nanos) -> Vec<std::rc::Rc<std::cell::Cell<bool>>> {
+        // It ends without a word; what it would write as it gives its commands up is not written.
+        let mut left = vec![0; usize::try_from(self.record.metadata().unwrap().len()).unwrap()];
+        self.record.read_exact_at(&mut left, 0).unwrap();
+        self.at(now).bus(BusEvent::Unbound);
+        drop(self.function.take());
+        self.record.write_all_at(&left, 0).unwrap();
+        self.bus.die();
+        self.media.die();
+        (self.deadline, self.doomed, self.told, self.has_fallen) = (None, false, false, false);
+        self.clock.store(now, Ordering::Relaxed);
+        self.function = Some(function(
+            self.options.clone(),
+            self.bus.successor(),
+            self.media.successor(),
+            &self.clock,
+            &mut self.pools,
+        ));
+        let waker = self.fetched.waker();
+        let (handover, drives) = Handover::open(&self.record, FINGERPRINT).unwrap();
+        let mut media: Vec<(u8, Box<dyn ringdrive::media::Medium>)> = Vec::new();
+        for ((lun, kept), drive) in (0..).zip(&self.images).zip(&drives) {
+            if drive.image.is_some() {
+                let image = image(&kept.file, kept.block).unwrap();
+                media.push((lun, if kept.slow { self.fetched.medium(image) } else { Box::new(image) }));
+            }
+        }
+        let function = self.at(now);
+        function.set_waker(waker);
+        function.resume(handover, &drives, media, Box::new(drop));
+        self.resets.drain(..).map(|(_, done)| done).collect()
+    }
+
+    /// It serves the host that its predecessor has served.
+    pub fn take_over(&mut self, now: Nanos, max_packet: u16) {
+        let speed = if max_packet == 1024 { Speed::Super } else { Speed::High };
+        self.at(now).bus(BusEvent::TakenOver { speed, max_packet });
+        self.after_event(now);
+    }
+}
+
 impl Dut {
     pub fn signal(&mut self, now: Nanos, signal: BusSignal) {
         let event = match signal {
@@ -199,9 +292,9 @@ impl Dut {
     }
 }
 
-fn image(disk: &Disk) -> Option<Image> {
-    let fd = OwnedFd::from(disk.file.try_clone().unwrap());
-    let (access, size) = match disk.block {
+fn image(file: &File, block: usize) -> Option<Image> {
+    let fd = OwnedFd::from(file.try_clone().unwrap());
+    let (access, size) = match block {
         512 => (Access::ReadWrite, BlockSize::B512),
         4096 => (Access::ReadWrite, BlockSize::B4096),
         _ => (Access::ReadOnly, BlockSize::B2048),
@@ -275,29 +368,51 @@ pub fn world(rng: &mut Rng, parts: Parts) -> (World, Vec<Disk>) {
         drives: vec![drive(Kind::Disk, "flash"), drive(Kind::Optical, "cd")],
     };
     let mut pools = Vec::new();
-    let with_pools = |given: &[Pool]| {
-        pools = given.to_vec();
-        Ok::<_, io::Error>(mover)
-    };
     let clock = Arc::new(AtomicU64::new(0));
-    let now = clock.clone();
-    let now = move || Duration::from_nanos(now.load(Ordering::Relaxed));
-    let clocks = Clocks { exact: Box::new(now.clone()), coarse: Box::new(now) };
-    let mut function = Function::new(options, endpoints, with_pools, Box::new(|_| {}), clocks).unwrap();
+    let mut function = function(options.clone(), endpoints, mover, &clock, &mut pools);
     let fetched = Fetched::new(rng.fork());
     function.set_waker(fetched.waker());
+    let (mut handover, record) = Handover::create().unwrap();
+    handover.begin(FINGERPRINT, options.drives.len());
+    function.keep_in(handover, Box::new(drop));
+    let kept = |disk: &Disk| Kept { file: disk.file.clone(), block: disk.block, slow: disk.slow };
     let mut dut = Dut {
-        function,
+        function: Some(function),
         pools,
         clock,
         fetched,
         deadline: None,
         resets: Vec::new(),
         allocations_of,
+        options,
+        bus: bus.clone(),
+        media: media.clone(),
+        images: disks.iter().map(kept).collect(),
+        record,
+        doomed: false,
+        told: false,
+        has_fallen: false,
         allocations: 0,
     };
     for (lun, disk) in (0..).zip(&disks) {
         dut.insert(0, lun, disk).unwrap().take().unwrap().1.unwrap();
     }
     (World::new(rng.fork(), bus, media, dut), disks)
+}
+
+fn function(
+    options: FunctionOptions,
+    endpoints: SimEndpoints,
+    mover: SimMover,
+    clock: &Arc<AtomicU64>,
+    pools: &mut Vec<Pool>,
+) -> Function<SimEndpoints, SimMover> {
+    let with_pools = |given: &[Pool]| {
+        *pools = given.to_vec();
+        Ok::<_, io::Error>(mover)
+    };
+    let now = clock.clone();
+    let now = move || Duration::from_nanos(now.load(Ordering::Relaxed));
+    let clocks = Clocks { exact: Box::new(now.clone()), coarse: Box::new(now) };
+    Function::new(options, endpoints, with_pools, Box::new(|_| {}), clocks).unwrap()
 }

@@ -9,7 +9,7 @@ use ringdrive::{drive::Refusal, gadget::endpoints::Pipe};
 use crate::{
     bus::{Bus, Handshake},
     dut::Answer,
-    world::{BusSignal, Nanos, World},
+    world::{BusSignal, End as Death, Nanos, World},
 };
 
 /// The data phase that the CBW announces.
@@ -89,11 +89,13 @@ pub struct Port {
     ejection: Option<(u32, u8)>,
     /// When it was asked for, and the answer.
     ejected: Option<(Nanos, Answer<Result<String, Refusal>>)>,
+    /// Handshakes until the process at the other end ends, and how.
+    death: Option<(u32, Death)>,
 }
 
 impl Port {
     pub fn new(world: World) -> Self {
-        Self { world, tag: 0, packets: 0, fuse: None, ejection: None, ejected: None }
+        Self { world, tag: 0, packets: 0, fuse: None, ejection: None, ejected: None, death: None }
     }
 
     /// Breaks off after this many handshakes.
@@ -103,6 +105,28 @@ impl Port {
 
     pub fn disarm(&mut self) {
         self.fuse = None;
+    }
+
+    /// The process at the other end ends after this many handshakes.
+    pub fn die_after(&mut self, handshakes: u32, death: Death) {
+        self.death = Some((handshakes, death));
+    }
+
+    /// One that was to end later does not.
+    pub fn live_on(&mut self) {
+        self.death = None;
+    }
+
+    fn burn_death(&mut self) {
+        match &mut self.death {
+            Some((0, death)) => {
+                let death = *death;
+                self.death = None;
+                self.world.end(death);
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
     }
 
     /// Has the medium of a unit taken out after this many handshakes.
@@ -150,6 +174,7 @@ impl Port {
                 *left = now;
             }
             self.burn_ejection();
+            self.burn_death();
             self.world.idle(2);
             match send(&self.world.bus) {
                 Handshake::Ack(done) => {
@@ -251,6 +276,10 @@ impl Port {
             stalls += 1;
             self.world.idle(3);
             self.world.bus.clear_halt(Pipe::In, false);
+            csw = self.bulk_in(AFTER_STALL, 13)?;
+        }
+        // As Linux does it, for devices that end a data phase so.
+        if self.world.ended > 0 && csw.0.is_empty() && csw.1 == End::Short {
             csw = self.bulk_in(AFTER_STALL, 13)?;
         }
         Ok(Outcome { data, data_end, csw: self.parse_csw(&csw.0)?, stalls })

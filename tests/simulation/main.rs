@@ -14,6 +14,7 @@
 //! | `job`, `model` | SCSI commands, and what the disk must hold |
 //! | `counted` | what the drives must have counted |
 //! | `checker` | the host's life, and whether the answers were right |
+//! | `deaths` | the process at the other end is killed, or told to end, and another one takes over |
 //! | `hostile` | the parts of that life that no honest host has |
 
 // A test binary has no outside that could reach its items.
@@ -48,7 +49,7 @@ const SEEDS: u64 = 10_000;
 const TURNS: usize = 60;
 
 /// What a batch of lives must have met to prove anything.
-const MUST_HAPPEN: [&str; 45] = [
+const MUST_HAPPEN: [&str; 50] = [
     "FUA write",
     "READ CD",
     "broken off unseen",
@@ -75,7 +76,10 @@ const MUST_HAPPEN: [&str; 45] = [
     "counted though broken off",
     "ejected",
     "honest command",
+    "interrupted and tried again",
     "invalid CBW",
+    "killed",
+    "killed at work",
     "medium fault",
     "miscompare",
     "sync after a failed sync",
@@ -84,12 +88,14 @@ const MUST_HAPPEN: [&str; 45] = [
     "refused command",
     "reset recovery",
     "short data-out",
+    "sense data lost with the process",
     "slow medium",
     "source offline",
     "source online again",
     "stall",
     "stream",
     "sync",
+    "told to leave",
     "unit attention",
     "unplugged",
     "write",
@@ -157,6 +163,9 @@ fn every_command_ends_and_no_byte_is_lost_whatever_the_host_does() {
     }
     assert!(failures.is_empty(), "{} of {seeds} lives failed", failures.len());
     println!("{seeds} lives: {coverage:#?}");
+    let count = |name| coverage.get(name).copied().unwrap_or(0);
+    let (past, killed) = (count("CSW of the past"), count("killed") + count("killed at work"));
+    assert!(past * 1000 <= killed.max(1000), "{past} hosts were told of the past after {killed} kills");
     let missing: Vec<_> = MUST_HAPPEN.iter().filter(|name| !coverage.contains_key(**name)).collect();
     assert!(seeds < 1000 || missing.is_empty(), "{seeds} lives never met {missing:?}");
 }

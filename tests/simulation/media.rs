@@ -277,6 +277,22 @@ impl Media {
         Some(state.finish(flight))
     }
 
+    /// The process that asked for all of them is gone: each is done, or never begun.
+    pub fn die(&self) {
+        let mut state = self.0.borrow_mut();
+        while let Some(flight) = state.flights.pop() {
+            // Nobody hears that a sync has failed, so whoever comes next does (errseq_t).
+            if !matches!(flight.op, Op::Sync { .. }) && state.rng.bool() {
+                drop(state.finish(flight));
+            }
+        }
+    }
+
+    /// The drive's end for the next process.
+    pub fn successor(&self) -> SimMover {
+        SimMover(self.0.clone())
+    }
+
     /// When the next operation ends.
     pub fn next_due(&self) -> Option<u64> {
         self.0.borrow().flights.iter().map(|flight| flight.due).filter(|due| *due < NEVER).min()

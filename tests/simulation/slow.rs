@@ -12,7 +12,7 @@ use std::{
 
 use fastrand::Rng;
 use ringdrive::{
-    media::{Allocation, Extent, Image, Medium, Residence, Waker, Watch},
+    media::{Allocation, Extent, Identity, Image, Medium, Residence, Waker, Watch},
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -209,5 +209,9 @@ impl Medium for SlowMedium {
 
     fn file_for_sync(&self) -> Option<&Arc<File>> {
         self.image.file_for_sync()
+    }
+
+    fn kept(&self) -> Option<(&Arc<File>, Identity)> {
+        self.image.kept()
     }
 }

@@ -33,9 +33,24 @@ pub struct World {
     pub media: Media,
     pub device: Dut,
     signals: VecDeque<BusSignal>,
+    /// When the next process serves; there is none before.
+    back_at: Option<Nanos>,
+    /// Processes that have ended.
+    pub ended: u64,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Killed,
+    /// In the middle of what it does next.
+    KilledAtWork,
+    /// It is told to leave the host to another.
+    Told,
 }
 
 enum Next {
+    Back,
     Signal,
     Endpoints,
     Moved,
@@ -46,7 +61,7 @@ enum Next {
 
 impl World {
     pub fn new(rng: Rng, bus: Bus, media: Media, device: Dut) -> Self {
-        Self { now: 0, rng, bus, media, device, signals: VecDeque::new() }
+        Self { now: 0, rng, bus, media, device, signals: VecDeque::new(), back_at: None, ended: 0 }
     }
 
     pub fn signal(&mut self, signal: BusSignal) {
@@ -62,7 +77,7 @@ impl World {
         if self.step_now() {
             return true;
         }
-        let due = [self.media.next_due(), self.device.fetched.next_due(), self.device.deadline];
+        let due = [self.media.next_due(), self.device.fetched.next_due(), self.device.deadline, self.back_at];
         let later = due.into_iter().flatten().min();
         self.now = later.unwrap_or(self.now);
         later.is_some()
@@ -73,12 +88,14 @@ impl World {
         self.media.at(self.now);
         self.device.fetched.at(self.now);
         let due = |at: Option<Nanos>| at.is_some_and(|at| at <= self.now);
+        let is_there = self.back_at.is_none();
         let possible = [
-            (self.signals_pending(), Next::Signal),
+            (due(self.back_at), Next::Back),
+            (is_there && self.signals_pending(), Next::Signal),
             (self.bus.has_done(), Next::Endpoints),
             (due(self.media.next_due()), Next::Moved),
             (due(self.device.fetched.next_due()), Next::Arrives),
-            (self.device.fetched.has_woken(), Next::Woken),
+            (is_there && self.device.fetched.has_woken(), Next::Woken),
             (due(self.device.deadline), Next::Wake),
         ];
         let mut possible: Vec<Next> =
@@ -87,6 +104,12 @@ impl World {
             return false;
         }
         match possible.swap_remove(self.rng.usize(..possible.len())) {
+            Next::Back => {
+                self.back_at = None;
+                if let Some(max_packet) = self.bus.max_packet().filter(|_| !self.signals_pending()) {
+                    self.device.take_over(self.now, u16::try_from(max_packet).unwrap());
+                }
+            }
             Next::Signal => {
                 let signal = self.signals.pop_front().unwrap();
                 self.device.signal(self.now, signal);
@@ -100,7 +123,45 @@ impl World {
             Next::Woken => self.device.woken(self.now),
             Next::Wake => self.device.wake(self.now),
         }
+        self.bury();
         true
+    }
+
+    /// The process ends, now or soon, and another one takes over.
+    pub fn end(&mut self, end: End) {
+        if self.back_at.is_some() {
+            return;
+        }
+        match end {
+            End::Killed => self.fall(),
+            End::KilledAtWork => self.device.doom(),
+            End::Told => self.device.leave(self.now),
+        }
+        self.bury();
+    }
+
+    fn bury(&mut self) {
+        if self.back_at.is_none() && self.device.is_gone() {
+            self.fall();
+        }
+    }
+
+    fn fall(&mut self) {
+        self.ended += 1;
+        for done in self.device.die(self.now) {
+            self.signals.push_front(BusSignal::Reset(done));
+        }
+        self.back_at = Some(self.now + self.rng.u64(..400_000_000));
+    }
+
+    /// Whether a process is about to end.
+    pub fn is_ending(&self) -> bool {
+        self.back_at.is_none() && self.device.is_ending()
+    }
+
+    /// Until the next process serves, if there is none.
+    pub fn await_process(&mut self) {
+        while self.back_at.is_some() && self.step() {}
     }
 
     /// A few things may happen while the host is busy elsewhere for a moment.

@@ -27,6 +27,7 @@ mod optical;
 mod refusals;
 mod reset;
 mod stats;
+mod takeover;
 mod thirteen;
 mod tools;
 mod trim;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         ("events", events::CASES),
         ("stats", stats::CASES),
         ("killed", killed::CASES),
+        ("takeover", takeover::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),
         ("tools", tools::CASES),

@@ -15,12 +15,18 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use ringdrive::{
     config::{self, Config, StartImage},
     drive::{
-        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Refusal, ReplyTo, Request, block_size,
-        thread::FunctionThread,
+        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, Keeper, KeptDrive, Refusal,
+        ReplyTo, Request, block_size,
+        thread::{FunctionThread, Keeping},
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image, Medium},
+    media::{Access, Image, Medium, url::shown},
     scsi::Identity,
+};
+
+use crate::{
+    store::{self, Store},
+    succession::{self, Succession},
 };
 
 /// How long the functions together may take to make durable what the host wrote.
@@ -40,6 +46,8 @@ struct Function {
     name: String,
     thread: FunctionThread,
     drives: Vec<String>,
+    /// Whether a drive has had an image before this process; by LUN.
+    used: Vec<bool>,
     /// Dropped last, because with ep0 the kernel's side of the function goes.
     ep0: Ep0Thread,
 }
@@ -50,6 +58,17 @@ pub(crate) struct Placed {
     lun: u8,
     image: Box<Image>,
 }
+
+/// How it begins.
+pub(crate) enum Begin {
+    /// With a gadget made anew, and these images in its drives.
+    Anew(Vec<Placed>),
+    /// With what the last process has left.
+    TakenOver(Vec<Succession>),
+}
+
+/// The state of a function that is taken over, and the images of its drives.
+type Resumed = (Handover, Vec<KeptDrive>, Vec<(u8, Box<dyn Medium>)>);
 
 pub(crate) fn is_in_area(config: &Config, path: &Path) -> bool {
     config.areas.iter().any(|area| path.starts_with(&area.path))
@@ -69,6 +88,14 @@ pub(crate) fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> 
         .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))
 }
 
+/// Whether the drive held the image behind a URL that its configuration has.
+fn held_its_url(drive: &config::Drive, kept: &KeptDrive) -> bool {
+    match (&drive.image, &kept.image) {
+        (Some(StartImage::Url(url)), Some(image)) => shown(&url.0) == image.name,
+        _ => false,
+    }
+}
+
 /// Opens the images of the configuration, but for those in areas and behind URLs. To be called while a signal still ends the process: a file server
 /// may not answer.
 pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
@@ -85,21 +112,55 @@ pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
 }
 
 impl Assembly {
-    /// Makes everything up to the bus: gadget, threads, drives with their images.
+    /// Makes everything up to the bus, or takes it over: gadget, threads, drives with their images.
     pub(crate) fn new(
         config: &Config,
-        images: Vec<Placed>,
+        begin: Begin,
+        store: Option<&Store>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         for function in &config.functions {
             function.schedule.check().with_context(|| format!("function {:?}", function.name))?;
         }
+        match begin {
+            Begin::Anew(images) => Self::make(config, images, store, events),
+            Begin::TakenOver(successions) => {
+                let (mut files, mut resumed) = (Vec::new(), Vec::new());
+                for Succession { files: of_function, handover, drives, media } in successions {
+                    files.push(of_function);
+                    resumed.push((handover, drives, media));
+                }
+                let (options, placement) = gadget_options(config);
+                match Gadget::adopt(&options, placement, files) {
+                    Ok((gadget, parts)) => Self::take_over(config, gadget, parts, resumed, store, events),
+                    Err(error) => {
+                        tracing::warn!(%error, "starting anew");
+                        drop(resumed);
+                        store::forget_all();
+                        Self::make(config, open_images(config)?, store, events)
+                    }
+                }
+            }
+        }
+    }
+
+    fn make(
+        config: &Config,
+        images: Vec<Placed>,
+        store: Option<&Store>,
+        events: impl Fn(Event) + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
         let (options, placement) = gadget_options(config);
         let (gadget, parts) = Gadget::create(&options, placement)?;
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
         let mut first = DriveIndex(0);
         for (function, parts) in config.functions.iter().zip(parts) {
-            assembly.functions.push(start(function, first, parts, events.clone())?);
+            let keep = |store| {
+                let kept = succession::keep_function(store, config, function, &parts.kept);
+                kept.map(|(handover, keeper)| Keeping { handover, resumed: None, keeper })
+            };
+            let keeping = store.map(keep).transpose().context("cannot make memory for a successor")?;
+            assembly.functions.push(start(function, first, parts, events.clone(), keeping)?);
             first.0 += u16::try_from(function.drives.len())?;
         }
         for Placed { function, lun, image } in images {
@@ -110,20 +171,49 @@ impl Assembly {
         Ok(assembly)
     }
 
+    fn take_over(
+        config: &Config,
+        gadget: Gadget,
+        parts: Vec<FunctionParts>,
+        resumed: Vec<Resumed>,
+        store: Option<&Store>,
+        events: impl Fn(Event) + Clone + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
+        let mut first = DriveIndex(0);
+        for ((function, parts), (handover, drives, media)) in config.functions.iter().zip(parts).zip(resumed)
+        {
+            let keeper = store.map_or_else(|| Box::new(drop) as Keeper, |store| store.keeper(&function.name));
+            // What was behind a URL is not taken over, so it is fetched again.
+            let is_used = |(drive, kept): (_, &KeptDrive)| kept.number > 0 && !held_its_url(drive, kept);
+            let used = function.drives.iter().zip(&drives).map(is_used).collect();
+            let keeping = Keeping { handover, resumed: Some((drives, media)), keeper };
+            let started = start(function, first, parts, events.clone(), Some(keeping))?;
+            assembly.functions.push(Function { used, ..started });
+            first.0 += u16::try_from(function.drives.len())?;
+        }
+        tracing::info!(gadget = assembly.gadget.name(), "taken over from the last process");
+        Ok(assembly)
+    }
+
     /// The way to each function, and the names of its drives by LUN.
     pub(crate) fn functions(&self) -> impl Iterator<Item = (&Handle, &[String])> {
         self.functions.iter().map(|function| (&function.thread.handle, function.drives.as_slice()))
     }
 
-    /// All drives in order, as the configuration has them, and the way to them.
-    pub(crate) fn drives<'a>(
+    /// The drives that have had no image yet, as the configuration has them, and the way to them.
+    pub(crate) fn unused_drives<'a>(
         &'a self,
         config: &'a Config,
     ) -> impl Iterator<Item = (DriveIndex, &'a config::Drive, &'a Handle, u8)> {
         let drives = config.functions.iter().zip(&self.functions).flat_map(|(options, function)| {
-            (0u8..).zip(&options.drives).map(|(lun, drive)| (drive, &function.thread.handle, lun))
+            let used = function.used.iter().copied().chain(std::iter::repeat(false));
+            let drives = (0u8..).zip(&options.drives).zip(used);
+            drives.map(|((lun, drive), used)| (drive, &function.thread.handle, lun, used))
         });
-        (0u16..).zip(drives).map(|(index, (drive, handle, lun))| (DriveIndex(index), drive, handle, lun))
+        let numbered = (0u16..).zip(drives);
+        let unused = numbered.filter(|(_, (.., used))| !used);
+        unused.map(|(index, (drive, handle, lun, _))| (DriveIndex(index), drive, handle, lun))
     }
 
     /// The name of a function of which a thread has ended, which it must not.
@@ -133,53 +223,73 @@ impl Assembly {
         Some(&ended.name)
     }
 
+    /// Leaves the host to a successor, which has the files of the functions and their state.
+    pub(crate) fn leave(self) -> anyhow::Result<()> {
+        let Self { gadget, functions } = self;
+        // The kernel has what is not stored yet, and the next process will store it.
+        for late in end(functions, |reply| Request::Leave { reply }) {
+            tracing::warn!(late, "left as it is");
+        }
+        if let Some(gadget) = Arc::into_inner(gadget) {
+            gadget.leave();
+        }
+        Ok(())
+    }
+
     /// Off the bus, everything durable, everything removed. Bounded: a storage that does not answer is left behind and told.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
-        let unbound = self.gadget.unbind();
-        let mut answered = true;
-        let deadline = Instant::now() + STOP_TIMEOUT;
-        let (tell, answers) = bounded::<(String, Result<(), Refusal>)>(self.functions.len());
-        for function in &self.functions {
-            let (tell, name) = (tell.clone(), function.name.clone());
-            let reply = ReplyTo::new(move |result| drop(tell.try_send((name, result))));
-            function.thread.handle.send(Request::Stop { reply });
-        }
-        drop(tell);
+        let Self { gadget, functions } = self;
         let mut lost = Vec::new();
-        lost.extend(unbound.err().map(|error| error.to_string()));
-        for _ in &self.functions {
-            match answers.recv_deadline(deadline) {
-                Ok((_, Ok(()))) => {}
-                Ok((name, Err(refusal))) => lost.push(format!("function {name:?}: {refusal}")),
-                Err(RecvTimeoutError::Timeout) => {
-                    answered = false;
-                    lost.push(
-                        "the storage of an image does not answer; what was written last may be lost".into(),
-                    );
-                    break;
-                }
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-        }
-        // A thread that waits for a storage is left to the end of the process.
-        let has_ended = |function: &Function| {
-            while !function.thread.join.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(LOOK_EVERY);
-            }
-            function.thread.join.is_finished()
-        };
-        for function in self.functions.into_iter().filter(|function| answered && has_ended(function)) {
-            match function.thread.join.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
-                Err(_) => lost.push(format!("function {:?}: its thread panicked", function.name)),
-            }
-        }
-        if let Some(gadget) = Arc::into_inner(self.gadget) {
+        lost.extend(gadget.unbind().err().map(|error| error.to_string()));
+        lost.extend(end(functions, |reply| Request::Stop { reply }));
+        if let Some(gadget) = Arc::into_inner(gadget) {
             lost.extend(gadget.teardown().err().map(|error| error.to_string()));
         }
         if lost.is_empty() { Ok(()) } else { bail!(lost.join("; ")) }
     }
+}
+
+/// Ends all functions; says what went wrong with it.
+fn end(functions: Vec<Function>, request: impl Fn(ReplyTo<Result<(), Refusal>>) -> Request) -> Vec<String> {
+    let mut lost = Vec::new();
+    let mut answered = true;
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    let (tell, answers) = bounded::<(String, Result<(), Refusal>)>(functions.len());
+    for function in &functions {
+        let (tell, name) = (tell.clone(), function.name.clone());
+        let reply = ReplyTo::new(move |result| drop(tell.try_send((name, result))));
+        function.thread.handle.send(request(reply));
+    }
+    drop(tell);
+    for _ in &functions {
+        match answers.recv_deadline(deadline) {
+            Ok((_, Ok(()))) => {}
+            Ok((name, Err(refusal))) => lost.push(format!("function {name:?}: {refusal}")),
+            Err(RecvTimeoutError::Timeout) => {
+                answered = false;
+                lost.push(
+                    "the storage of an image does not answer; what was written last may be lost".into(),
+                );
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    // A thread that waits for a storage is left to the end of the process.
+    let has_ended = |function: &Function| {
+        while !function.thread.join.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(LOOK_EVERY);
+        }
+        function.thread.join.is_finished()
+    };
+    for function in functions.into_iter().filter(|function| answered && has_ended(function)) {
+        match function.thread.join.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => lost.push(format!("function {:?}: {error}", function.name)),
+            Err(_) => lost.push(format!("function {:?}: its thread panicked", function.name)),
+        }
+    }
+    lost
 }
 
 fn start(
@@ -187,15 +297,17 @@ fn start(
     first: DriveIndex,
     parts: FunctionParts,
     events: impl Fn(Event) + Send + 'static,
+    keeping: Option<Keeping>,
 ) -> anyhow::Result<Function> {
     let drives = function.drives.iter().map(drive_options).collect::<anyhow::Result<Vec<_>>>()?;
     let options = FunctionOptions { name: function.name.clone(), first, stall: function.stall, drives };
     let context = || format!("cannot start the function {:?}", function.name);
-    let thread = FunctionThread::start(options, function.schedule, parts.endpoints, Box::new(events))
-        .with_context(context)?;
+    let thread =
+        FunctionThread::start(options, function.schedule, parts.endpoints, Box::new(events), keeping)
+            .with_context(context)?;
     let ep0 = parts.ep0.start(Box::new(thread.bus())).with_context(context)?;
     let drives = function.drives.iter().map(|drive| drive.name.clone()).collect();
-    Ok(Function { name: function.name.clone(), thread, drives, ep0 })
+    Ok(Function { name: function.name.clone(), thread, drives, used: Vec::new(), ep0 })
 }
 
 pub(crate) fn insert(handle: &Handle, lun: u8, image: Box<dyn Medium>) -> anyhow::Result<()> {

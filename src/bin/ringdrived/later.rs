@@ -43,7 +43,7 @@ impl InArea {
             let path = assembly::path(drive).filter(|path| assembly::is_in_area(config, path))?.to_owned();
             Some(Self { drive: drive.clone(), path, handle: handle.clone(), lun })
         };
-        Mutex::new(assembly.drives(config).filter_map(in_area).collect())
+        Mutex::new(assembly.unused_drives(config).filter_map(in_area).collect())
     }
 
     /// Inserts those below `dir`, each once, on a thread of their own: the server may be gone again.
@@ -93,7 +93,7 @@ impl Waiting {
         cache: &Arc<Cache>,
         events: &EventSink,
     ) {
-        for (drive, options, handle, lun) in assembly.drives(config) {
+        for (drive, options, handle, lun) in assembly.unused_drives(config) {
             let Some(StartImage::Url(url)) = &options.image else { continue };
             let image = BehindUrl {
                 drive,

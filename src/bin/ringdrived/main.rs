@@ -2,11 +2,13 @@
 
 mod assembly;
 mod later;
+mod store;
+mod succession;
 
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::Assembly;
+use assembly::{Assembly, Begin};
 use clap::Parser;
 use later::{InArea, Waiting};
 use nix::{
@@ -26,6 +28,7 @@ use ringdrive::{
     media::url::Cache,
     storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
+use store::Store;
 use tracing_subscriber::EnvFilter;
 
 /// How often to look whether a function's thread has died, which it tells nobody.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     if args.mount_area {
         return storage::mount_for_parent();
     }
+    let (has_store, left) = store::find();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -43,7 +47,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    match run(&args) {
+    match run(&args, has_store, left) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ringdrived: {}", control::with_sources(error.as_ref()));
@@ -52,18 +56,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &DaemonArgs) -> anyhow::Result<()> {
+fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     if args.check {
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
-    let images = assembly::open_images(&config)?;
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("cannot block signals")?;
+    let begin = match succession::find(&config, left) {
+        Some(successions) => Begin::TakenOver(successions),
+        None => {
+            signals.thread_unblock().context("cannot unblock signals")?;
+            let images = assembly::open_images(&config)?;
+            signals.thread_block().context("cannot block signals")?;
+            Begin::Anew(images)
+        }
+    };
+    let store = has_store.then(Store::start).transpose().context("cannot start a thread")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("cannot make a signalfd")?;
 
@@ -72,7 +85,7 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let waiting = Arc::new(Waiting::default());
     let reconnect = Reconnect::start().context("cannot start a thread for file servers")?;
     let tell = tell(events.clone(), Arc::clone(&waiting), Arc::new(reconnect));
-    let assembly = Assembly::new(&config, images, tell)?;
+    let assembly = Assembly::new(&config, begin, store.as_ref(), tell)?;
     let cache = Cache::new(config.url.clone());
     waiting.start(&assembly, &config, &cache, &events);
     let areas = Arc::new(start_areas(&config, &assembly, events)?);
@@ -98,12 +111,19 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let ended = wait(&signals, &shutdown, &assembly);
     notify(sd_notify::NotifyState::Stopping);
     leave_at_second(signals);
-    let stopped = stop(control, assembly);
-    // After what was written to images in them; the control thread, which held them too, has ended.
-    drop(areas);
+    let leaves =
+        store.is_some() && ended.as_ref().map_or(true, |ended| *ended == Ended::Signal(Signal::SIGTERM));
+    let stopped = stop(control, assembly, leaves);
+    if leaves {
+        // Images in them are kept.
+        std::mem::forget(areas);
+    } else {
+        // After what was written to images in them; the control thread, which held them too, has ended.
+        drop(areas);
+    }
     match (ended, stopped) {
         (Err(ended), Err(stopped)) => Err(ended.context(stopped.to_string())),
-        (ended, stopped) => ended.and(stopped),
+        (ended, stopped) => ended.map(drop).and(stopped),
     }
 }
 
@@ -120,6 +140,13 @@ fn tell(
         }
         events.publish(event);
     }
+}
+
+/// What the end of this process was asked by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Signal(Signal),
+    Client,
 }
 
 /// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
@@ -157,7 +184,7 @@ fn leave_at_second(signals: SignalFd) {
 }
 
 /// Until a signal, a client, or the death of a function's thread ends it.
-fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::Result<()> {
+fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::Result<Ended> {
     let timeout = PollTimeout::try_from(LOOK_AFTER_THREADS).unwrap_or(PollTimeout::MAX);
     loop {
         let mut fds = [signals.as_fd(), shutdown.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -165,8 +192,10 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
             Ok(0) | Err(nix::Error::EINTR) => {}
             Ok(_) => {
                 // Taken, so that a second one is seen.
-                let _ = signals.read_signal();
-                return Ok(());
+                let signal = signals.read_signal().ok().flatten();
+                let signal =
+                    signal.and_then(|info| Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok());
+                return Ok(signal.map_or(Ended::Client, Ended::Signal));
             }
             Err(error) => return Err(error).context("cannot wait for signals"),
         }
@@ -176,10 +205,15 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
     }
 }
 
-fn stop(control: control::Running, assembly: Assembly) -> anyhow::Result<()> {
-    tracing::info!("stopping");
+/// Without `leaves` nothing is left to a successor, and nothing that was kept for one may keep the gadget.
+fn stop(control: control::Running, assembly: Assembly, leaves: bool) -> anyhow::Result<()> {
+    tracing::info!(leaves, "stopping");
     // Its thread holds the gadget, which the assembly must be the last to hold.
     control.stop();
+    if leaves {
+        return assembly.leave();
+    }
+    store::forget_all();
     assembly.stop()
 }
 

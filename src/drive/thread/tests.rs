@@ -64,7 +64,7 @@ fn start(name: &str, schedule: Schedule) -> Result<FunctionThread, ThreadError> 
         stall: StallPolicy::Auto,
         drives: vec![drive],
     };
-    FunctionThread::start(options, schedule, NoHost, Box::new(drop))
+    FunctionThread::start(options, schedule, NoHost, Box::new(drop), None)
 }
 
 fn stop(thread: FunctionThread) {
