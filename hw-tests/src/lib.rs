@@ -29,6 +29,7 @@ pub mod raw_bot;
 pub mod rig;
 pub mod samba;
 pub mod scsi;
+pub mod socket;
 pub mod tool;
 pub mod usbmon;
 pub mod wait;
