@@ -28,7 +28,7 @@ use super::{
     fault::Way,
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
-    look::ReadEnd,
+    look::{ReadEnd, ReadMoved},
     pipes::PipeError,
     statistics::{Outcome, Transfer},
 };
@@ -301,10 +301,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
         };
         let moved = match data.sink() {
-            data_in::Sink::Host => Some(u32::try_from(data.moved()).unwrap_or(u32::MAX)),
-            data_in::Sink::Nowhere => None,
+            data_in::Sink::Host => ReadMoved::In(u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Nowhere => ReadMoved::Nothing,
         };
-        self.end_read(ReadEnd { pending, first: data.first(block), moved }, fault)
+        self.end_read(ReadEnd { pending, first: data.first(block), moved, result: Ok(()) }, fault)
     }
 
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {
