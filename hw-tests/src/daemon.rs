@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::board::Board;
 use crate::rig::{Backend, Drive, Function, Kind, Setup, Stall};
+use crate::socket::{answer, connect};
 use crate::store::Store;
 use crate::tool::{self, Said};
 use crate::wait::{wait_for, wait_until};
@@ -263,12 +264,10 @@ impl Daemon {
     /// # Errors
     /// Refused, or no answer.
     pub fn ask(&self, method: &str, params: &Value) -> Result<Value> {
-        let mut stream = UnixStream::connect(&self.socket).context("cannot connect to the control socket")?;
-        stream.set_read_timeout(Some(END))?;
+        let mut stream = connect(&self.socket, END)?;
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         stream.write_all(format!("{request}\n").as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line).with_context(|| format!("no answer to {method}"))?;
+        let line = answer(&stream).with_context(|| format!("to {method}"))?;
         let mut answer: Value = serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))?;
         match answer.get_mut("result") {
             Some(result) => Ok(result.take()),

@@ -30,6 +30,7 @@ pub mod raw_bot;
 pub mod rig;
 pub mod samba;
 pub mod scsi;
+pub mod socket;
 pub mod store;
 pub mod tool;
 pub mod usbmon;

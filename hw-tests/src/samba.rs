@@ -2,13 +2,14 @@
 
 use std::env;
 use std::fs;
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::board::Scratch;
 use crate::tool;
@@ -18,10 +19,17 @@ const PORT: u16 = 445;
 /// It links a hundred libraries.
 const LISTEN: Duration = Duration::from_secs(60);
 
-/// Samba with one share, a directory in memory. Dropped, it ends and its mounts are gone.
+/// The one user that it knows; everybody else is a guest.
+pub const USER: &str = "root";
+/// With what separates mount options, and keys from values.
+pub const PASSWORD: &str = "correct horse, battery=staple";
+
+/// Samba with one directory in memory as two shares: `images` for everybody, and `private` for [`USER`]. Dropped, it ends and its
+/// mounts are gone.
 #[derive(Debug)]
 pub struct Samba {
     child: Child,
+    dir: PathBuf,
     share: PathBuf,
     mounts: Vec<PathBuf>,
 }
@@ -46,25 +54,51 @@ impl Samba {
              smb ports = {PORT}\ninterfaces = 127.0.0.1\nbind interfaces only = yes\ndisable netbios = yes\n\
              map to guest = Bad User\nguest account = nobody\nload printers = no\nprintcap name = /dev/null\n\
              disable spoolss = yes\n\
-             [images]\npath = {}\nguest ok = yes\nread only = no\nforce user = root\n",
-            share.display()
+             [images]\npath = {share}\nguest ok = yes\nread only = no\nforce user = root\n\
+             [private]\npath = {share}\nvalid users = {USER}\nread only = no\n",
+            share = share.display()
         );
-        let path = dir.join("smb.conf");
-        fs::write(&path, config)?;
-        let child = smbd()?
-            .args(["--foreground", "--no-process-group", "--configfile"])
-            .arg(&path)
-            .arg(format!("--log-basename={at}"))
-            .stdin(Stdio::null())
-            // It ends with its whole process group, which would be ours.
-            .process_group(0)
+        fs::write(dir.join("smb.conf"), config)?;
+        let child = listen(&dir)?;
+        Ok(Self { child, dir, share, mounts: Vec::new() })
+    }
+
+    /// Lets [`USER`] in with [`PASSWORD`].
+    ///
+    /// # Errors
+    /// The program for it is not there, or failed.
+    pub fn let_user_in(&self) -> Result<()> {
+        let mut child = program("bin/smbpasswd")?
+            .arg("-c")
+            .arg(self.dir.join("smb.conf"))
+            .args(["-s", "-a", USER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
             .spawn()
-            .context("no Samba; `cargo xtask setup` unpacks it")?;
-        let samba = Self { child, share, mounts: Vec::new() };
-        let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
-        wait_until(LISTEN, "Samba listens", || TcpStream::connect(("127.0.0.1", PORT)).is_ok())
-            .with_context(log)?;
-        Ok(samba)
+            .context("no smbpasswd; `cargo xtask setup` unpacks it")?;
+        let mut stdin = child.stdin.take().context("smbpasswd has no standard input")?;
+        write!(stdin, "{PASSWORD}\n{PASSWORD}\n")?;
+        drop(stdin);
+        ensure!(child.wait()?.success(), "smbpasswd failed");
+        Ok(())
+    }
+
+    /// Kills it, and with it all connections.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn kill(&mut self) -> Result<()> {
+        tool::run("kill", ["-KILL".to_owned(), "--".to_owned(), format!("-{}", self.child.id())])?;
+        self.child.wait().map(drop).context("cannot wait for Samba")
+    }
+
+    /// Starts it again after [`Samba::kill`].
+    ///
+    /// # Errors
+    /// As of [`Samba::start`].
+    pub fn start_again(&mut self) -> Result<()> {
+        self.child = listen(&self.dir)?;
+        Ok(())
     }
 
     /// A file as the server has it.
@@ -99,14 +133,31 @@ impl Drop for Samba {
     }
 }
 
-/// `board/samba` of the target directory that this program is in, else what is on PATH.
-fn smbd() -> Result<Command> {
+/// Starts a server of the configuration in `dir`, and waits until it listens.
+fn listen(dir: &Path) -> Result<Child> {
+    let child = program("sbin/smbd")?
+        .args(["--foreground", "--no-process-group", "--configfile"])
+        .arg(dir.join("smb.conf"))
+        .arg(format!("--log-basename={}", dir.display()))
+        .stdin(Stdio::null())
+        // It ends with its whole process group, which would be ours.
+        .process_group(0)
+        .spawn()
+        .context("no Samba; `cargo xtask setup` unpacks it")?;
+    let log = || fs::read_to_string(dir.join("log")).unwrap_or_default();
+    wait_until(LISTEN, "Samba listens", || TcpStream::connect(("127.0.0.1", PORT)).is_ok())
+        .with_context(log)?;
+    Ok(child)
+}
+
+/// One of `board/samba/usr` of the target directory that this program is in, else what is on PATH.
+fn program(path: &str) -> Result<Command> {
     let program = env::current_exe()?;
     let target = program.ancestors().nth(3).context("this test is not in a target directory")?;
     let tree = target.join("board/samba/usr");
-    let unpacked = tree.join("sbin/smbd");
+    let unpacked = tree.join(path);
     if !unpacked.exists() {
-        return Ok(Command::new("smbd"));
+        return Ok(Command::new(unpacked.file_name().unwrap_or(path.as_ref())));
     }
     let libraries = tree.join("lib/x86_64-linux-gnu");
     let mut command = Command::new(unpacked);

@@ -10,7 +10,7 @@
 //!                                 any step ─► Done, with what went wrong
 //! ```
 //! One thing is under way at a time, with the OUT pipe or with the ring, and no more than two buffers are in use. Nothing here is
-//! fast; the paths that must be are `data_in` and `data_out`. Called by `function` and `phases`. A reset drops the whole state:
+//! fast; the paths that must be are `data_in` and `data_out`. What only compares ends as a read does, by `look`. Called by `function` and `phases`. A reset drops the whole state:
 //! what is under way then comes back to nobody, and the next command waits for it as for any other.
 
 use crate::{
@@ -27,6 +27,7 @@ use super::{
     fault::{self, Way},
     flights::Owner,
     function::{Function, OutEnd, Phase},
+    look::{ReadEnd, ReadMoved},
     pipes::{PipeError, Pipes, data_tag},
 };
 
@@ -182,6 +183,15 @@ impl Compound {
     /// Whether each piece of the host's bytes is dealt with before the next.
     fn is_stream(&self) -> bool {
         matches!(self.op, Op::Compare(_) | Op::WriteAndVerify(_))
+    }
+
+    /// Whether it leaves the image as it is.
+    fn only_compares(&self) -> bool {
+        matches!(self.op, Op::Compare(_) | Op::CompareEach(_))
+    }
+
+    fn first(&self) -> Lba {
+        Lba(self.whole.start().0 / u64::from(self.block.bytes()))
     }
 
     fn begin<E: Endpoints>(&mut self, medium: &scsi::Medium, pipes: &Pipes<E>) -> Option<()> {
@@ -482,6 +492,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let Phase::Compound { data, pending } = std::mem::replace(&mut self.phase, Phase::Idle) else {
             return Ok(());
         };
+        if data.only_compares() {
+            let (fault, result) = match ended {
+                Ok(()) => (None, Ok(())),
+                Err(Failure::Fault { kind, lba, .. }) => (Some((kind, lba.unwrap_or(data.first()))), Ok(())),
+                Err(Failure::Told(sense)) => (None, Err(sense)),
+            };
+            let moved = ReadMoved::Out { moved: data.taken, left: data.left };
+            return self.end_read(ReadEnd { pending, first: data.first(), moved, result }, fault);
+        }
         let result = ended.map_err(|failure| match failure {
             Failure::Fault { kind, way, lba } => self.fault(kind, way, lba),
             Failure::Told(sense) => sense,
@@ -491,7 +510,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// Ends a command of which the host may still insist on sending bytes that nobody takes.
-    fn drop_rest(&mut self, status: Status, left: u32, moved: u32) -> Result<(), PipeError> {
+    pub(super) fn drop_rest(&mut self, status: Status, left: u32, moved: u32) -> Result<(), PipeError> {
         if left == 0 {
             return self.end(status, moved);
         }

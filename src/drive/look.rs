@@ -7,7 +7,7 @@
 //! ```
 //! Whoever writes to a file changes its length or time first, so what is asked for after the bytes were read tells of all of them,
 //! wherever they were kept before. The host takes the bytes meanwhile, so that it waits for the answer only where that takes longer.
-//! Called by `phases`, `sectors_in` and `source`.
+//! Called by `phases`, `sectors_in`, `compound` and `source`.
 
 use std::time::Duration;
 
@@ -32,14 +32,26 @@ use super::{
 /// may be old.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A read that moved all that it will.
+/// A read, or a comparison, that moved all that it will.
 #[derive(Debug)]
 pub(super) struct ReadEnd {
     pub(super) pending: Pending,
     /// The first block of the command.
     pub(super) first: Lba,
-    /// Bytes that the host has been given; `None` for a command that gives it none.
-    pub(super) moved: Option<u32>,
+    pub(super) moved: ReadMoved,
+    /// What has come of it, if the bytes are those of the image.
+    pub(super) result: Result<(), Sense>,
+}
+
+/// The data phase of what reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ReadMoved {
+    /// So many bytes to the host.
+    In(u32),
+    /// None.
+    Nothing,
+    /// So many from the host, which may still send `left`.
+    Out { moved: u32, left: u32 },
 }
 
 /// What a look at the file says.
@@ -59,7 +71,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         fault: Option<(FaultKind, Lba)>,
     ) -> Result<(), PipeError> {
         let result = match (self.look_at_file(self.open.lun), fault) {
-            (Looked::Same, None) => Ok(()),
+            (Looked::Same, None) => read.result,
             (Looked::Same, Some((kind, lba))) => Err(self.fault(kind, Way::Read, Some(lba))),
             (Looked::Other(kind), _) => Err(self.fault(kind, Way::Read, Some(read.first))),
             (Looked::Ask, Some((kind, _))) => {
@@ -80,8 +92,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     fn answer_read(&mut self, read: ReadEnd, result: Result<(), Sense>) -> Result<(), PipeError> {
         let status = self.target.complete(read.pending, result);
         match read.moved {
-            Some(moved) => self.end(status, moved),
-            None => self.conclude(status),
+            ReadMoved::In(moved) => self.end(status, moved),
+            ReadMoved::Nothing => self.conclude(status),
+            ReadMoved::Out { moved, left } => self.drop_rest(status, left, moved),
         }
     }
 
@@ -113,7 +126,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn end_look(&mut self, result: Result<(), FaultKind>) -> Result<(), PipeError> {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Look { read, .. } => {
-                let result = result.map_err(|kind| self.fault(kind, Way::Read, Some(read.first)));
+                let looked = result.map_err(|kind| self.fault(kind, Way::Read, Some(read.first)));
+                let result = looked.and(read.result);
                 self.answer_read(read, result)
             }
             other => {

@@ -29,7 +29,7 @@ use super::{
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
     handover::{Behind, Last},
-    look::ReadEnd,
+    look::{ReadEnd, ReadMoved},
     pipes::PipeError,
     statistics::{Outcome, Transfer},
 };
@@ -308,10 +308,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             }
         };
         let moved = match data.sink() {
-            data_in::Sink::Host => Some(u32::try_from(data.moved()).unwrap_or(u32::MAX)),
-            data_in::Sink::Nowhere => None,
+            data_in::Sink::Host => ReadMoved::In(u32::try_from(data.moved()).unwrap_or(u32::MAX)),
+            data_in::Sink::Nowhere => ReadMoved::Nothing,
         };
-        self.end_read(ReadEnd { pending, first: data.first(block), moved }, fault)
+        self.end_read(ReadEnd { pending, first: data.first(block), moved, result: Ok(()) }, fault)
     }
 
     pub(super) fn data_received(&mut self, done: EndpointDone) -> Result<(), PipeError> {

@@ -20,7 +20,7 @@ use super::{
     data_in::Progress,
     flights::Owner,
     function::{Function, Phase},
-    look::ReadEnd,
+    look::{ReadEnd, ReadMoved},
     pipes::{PipeError, Pipes},
 };
 
@@ -280,7 +280,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 None
             }
         };
-        let moved = Some(u32::try_from(data.moved).unwrap_or(u32::MAX));
-        self.end_read(ReadEnd { pending, first: data.start, moved }, fault)
+        let moved = ReadMoved::In(u32::try_from(data.moved).unwrap_or(u32::MAX));
+        self.end_read(ReadEnd { pending, first: data.start, moved, result: Ok(()) }, fault)
     }
 }

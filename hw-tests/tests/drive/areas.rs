@@ -1,6 +1,7 @@
 //! An area that the daemon mounts by itself, from a real server that comes late, goes, comes back, and forgets.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,16 +12,18 @@ use hw_tests::host::Caching;
 use hw_tests::image;
 use hw_tests::nfs::Server;
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::samba::{PASSWORD, Samba, USER};
+use hw_tests::scsi;
 use hw_tests::tool;
 use hw_tests::wait::wait_until;
 
 use crate::{Case, DAEMON};
 
-pub(crate) const CASES: &[Case] = &[Case {
-    name: "a_server_is_mounted_when_it_is_there_and_again_when_it_is_lost",
-    on: DAEMON,
-    run: mounted,
-}];
+pub(crate) const CASES: &[Case] = &[
+    Case { name: "a_server_is_mounted_when_it_is_there_and_again_when_it_is_lost", on: DAEMON, run: mounted },
+    Case { name: "what_the_host_writes_to_an_area_is_on_its_server", on: DAEMON, run: written },
+    Case { name: "a_share_for_one_user_is_mounted_and_comes_back", on: DAEMON, run: share },
+];
 
 const POINT: &str = "/run/ringdrive/areas/iso";
 /// Until the daemon tries again, and what TCP adds to it after a cut.
@@ -76,10 +79,70 @@ fn mounted(board: &Board, backend: Backend) -> Result<()> {
         rig.insert(0, &below("a cd.iso")).context(what)?;
         whole(&rig, 0, &cd).context(what)?;
     }
+    stop(rig)
+}
+
+/// And the area is gone with the daemon.
+fn stop(rig: Rig) -> Result<()> {
     rig.stop()?;
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     ensure!(!table.contains(POINT) && !Path::new(POINT).exists(), "the area is left behind: {table}");
     Ok(())
+}
+
+fn written(board: &Board, backend: Backend) -> Result<()> {
+    let server = Server::start()?;
+    let file = image::random(server.file("disk.img"), 97, 4)?;
+    let mut wanted = fs::read(&file)?;
+    let area = format!(
+        "[[area]]\nname = \"iso\"\nsource = \"nfs://127.0.0.1{}\"\nrw = true\n",
+        server.file("").display()
+    );
+    let drives = [Drive::disk().with(&below("disk.img")).writable()];
+    let mut rig = Rig::start(board, backend, &Setup::of(drives).configured(area))?;
+    await_state(rig.daemon()?, "mounted")?;
+    let daemon = rig.daemon()?;
+    wait_until(BACK, "the disk's image is inserted, writable", || {
+        daemon.state().is_ok_and(|state| state["drives"][0]["image"]["rw"] == true)
+    })?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    for (at, len) in [(0, 4096), (1 << 20, 1 << 20), ((4 << 20) - 65536, 65536)] {
+        let bytes = image::noise(98, len);
+        lun.write_at(u64::try_from(at)?, &bytes)?;
+        wanted.get_mut(at..at + len).context("beyond the image")?.copy_from_slice(&bytes);
+        // The host has been told that it is stored.
+        ensure!(fs::read(&file)? == wanted, "the server does not have what the host wrote at {at}");
+    }
+    whole(&rig, 0, &file)?;
+    stop(rig)
+}
+
+fn share(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let mut server = Samba::start(&scratch)?;
+    server.let_user_in()?;
+    let cd = image::random(server.file("a cd.iso"), 99, 8)?;
+    let credentials = scratch.file("credentials");
+    fs::write(&credentials, format!("username={USER}\npassword={PASSWORD}\n"))?;
+    fs::set_permissions(&credentials, Permissions::from_mode(0o600))?;
+    let area = format!(
+        "[[area]]\nname = \"iso\"\nsource = \"cifs://127.0.0.1/private\"\ncredentials = {credentials:?}\n\
+         options = [\"echo_interval=1\"]\n"
+    );
+    let mut rig = Rig::start(board, backend, &Setup::of([Drive::optical()]).configured(area))?;
+    await_state(rig.daemon()?, "mounted")?;
+    rig.insert(0, &below("a cd.iso"))?;
+    whole(&rig, 0, &cd)?;
+    let told = fs::read_to_string("/proc/self/mountinfo")? + &rig.daemon()?.log();
+    ensure!(!told.contains("horse"), "the password is told: {told}");
+    server.kill()?;
+    await_state(rig.daemon()?, "failed").context("the server is killed")?;
+    fs::write("/proc/sys/vm/drop_caches", "1")?;
+    server.start_again()?;
+    await_state(rig.daemon()?, "mounted").context("the server comes back")?;
+    whole(&rig, 0, &cd).context("back")?;
+    stop(rig)
 }
 
 fn below(name: &str) -> PathBuf {

@@ -51,6 +51,8 @@ enum Event {
 }
 
 impl Event {
+    const ALL: [Self; 3] = [Self::Truncated, Self::Replaced, Self::Rewritten];
+
     /// Makes all ready that takes time; what is given lets it happen.
     fn prepare(self, path: &Path) -> Result<Box<dyn FnOnce() -> Result<()>>> {
         let (file, path) = (File::options().write(true).open(path)?, path.to_owned());
@@ -83,7 +85,30 @@ fn image_of(path: &Path, version: u64) -> Result<()> {
 
 fn memory(board: &Board, backend: Backend) -> Result<()> {
     let scratch = board.scratch()?;
-    all_events(board, backend, &scratch.file("image"), &scratch.file("image"), Duration::ZERO)
+    let image = scratch.file("image");
+    all_events(board, backend, &Event::ALL, &Place::local(&image))?;
+    compared(board, backend, &image)
+}
+
+/// VERIFY that compares (SBC-3, BYTCHK 01b) is the first to meet the change: the host is not told that it has the new bytes there.
+fn compared(board: &Board, backend: Backend, path: &Path) -> Result<()> {
+    image_of(path, OLD)?;
+    let rig = Rig::start(board, backend, &Setup::of([Drive::disk().with(path)]))?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    let verify = |version: u64| {
+        let bytes = path.with_extension("bytes");
+        fs::write(&bytes, versioned(version, 0, 4096))?;
+        scsi::command(&lun, &[0x2f, 0x02, 0, 0, 0, 0, 0, 0, 8, 0], Data::Out(&bytes, 4096))
+    };
+    let same = verify(OLD)?;
+    ensure!(same.good(), "before the change: {}", same.text);
+    let other = verify(NEW)?;
+    ensure!(other.has_sense("Miscompare", ""), "other bytes, before the change: {}", other.text);
+    Event::Rewritten.prepare(path)?()?;
+    let changed = verify(NEW)?;
+    ensure!(changed.has_sense("Medium Error", ""), "after the change: {}", changed.text);
+    rig.stop()
 }
 
 fn disk(board: &Board, backend: Backend) -> Result<()> {
@@ -92,7 +117,7 @@ fn disk(board: &Board, backend: Backend) -> Result<()> {
     fs::create_dir_all(&dir)?;
     tool::run("mkfs.ext4", ["-q".as_ref(), device.as_os_str()])?;
     tool::run("mount", ["-o".as_ref(), "loop".as_ref(), device.as_os_str(), dir.as_os_str()])?;
-    let done = all_events(board, backend, &dir.join("image"), &dir.join("image"), Duration::ZERO);
+    let done = all_events(board, backend, &Event::ALL, &Place::local(&dir.join("image")));
     tool::run("umount", ["-l".as_ref(), dir.as_os_str()])?;
     done
 }
@@ -101,8 +126,9 @@ fn nfs(board: &Board, backend: Backend) -> Result<()> {
     let mut server = Server::start()?;
     for (name, version) in [("v3", Version::V3), ("v42", Version::V42)] {
         let dir = server.mount(name, version, "hard")?;
-        all_events(board, backend, &server.file("image"), &dir.join("image"), UNTOLD)
-            .with_context(|| format!("NFS {version:?}"))?;
+        let (theirs, ours) = (server.file("image"), dir.join("image"));
+        let place = Place { theirs: &theirs, ours: &ours, untold: UNTOLD, names_are_seen: true };
+        all_events(board, backend, &Event::ALL, &place).with_context(|| format!("NFS {version:?}"))?;
     }
     Ok(())
 }
@@ -114,11 +140,9 @@ fn cifs(board: &Board, backend: Backend) -> Result<()> {
     // By another client: what somebody does to the server's disk behind its back, the server tells nobody who has a lease.
     let theirs = server.mount("theirs", "hard")?;
     let (theirs, ours) = (theirs.join("image"), ours.join("image"));
-    for event in [Event::Truncated, Event::Replaced] {
-        image_of(&theirs, OLD)?;
-        one_event(board, backend, event, &theirs, &ours, UNTOLD).with_context(|| format!("{event:?}"))?;
-        fs::remove_file(&theirs)?;
-    }
+    // Linux's client takes a file that has no name any more for one that has (`bogus file nlink value 0`).
+    let place = Place { theirs: &theirs, ours: &ours, untold: UNTOLD, names_are_seen: false };
+    all_events(board, backend, &[Event::Truncated, Event::Replaced], &place)?;
     image_of(&theirs, OLD)?;
     let rig = Rig::start(board, backend, &Setup::of([Drive::disk().with(&ours)]))?;
     let refused = Event::Rewritten.prepare(&theirs)?();
@@ -128,12 +152,30 @@ fn cifs(board: &Board, backend: Backend) -> Result<()> {
     rig.stop()
 }
 
-/// `theirs` is the file as whoever changes it has it, `ours` as the drive has it.
-fn all_events(board: &Board, backend: Backend, theirs: &Path, ours: &Path, untold: Duration) -> Result<()> {
-    for event in [Event::Truncated, Event::Replaced, Event::Rewritten] {
-        image_of(theirs, OLD)?;
-        one_event(board, backend, event, theirs, ours, untold).with_context(|| format!("{event:?}"))?;
-        fs::remove_file(theirs)?;
+/// Where the file is.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// As whoever changes it has it.
+    theirs: &'a Path,
+    /// As the drive has it.
+    ours: &'a Path,
+    /// How long a change may go unseen.
+    untold: Duration,
+    /// Whether the drive can see that the file's name is another's.
+    names_are_seen: bool,
+}
+
+impl<'a> Place<'a> {
+    fn local(path: &'a Path) -> Self {
+        Self { theirs: path, ours: path, untold: Duration::ZERO, names_are_seen: true }
+    }
+}
+
+fn all_events(board: &Board, backend: Backend, events: &[Event], place: &Place<'_>) -> Result<()> {
+    for event in events {
+        image_of(place.theirs, OLD)?;
+        one_event(board, backend, *event, place).with_context(|| format!("{event:?}"))?;
+        fs::remove_file(place.theirs)?;
     }
     Ok(())
 }
@@ -147,14 +189,8 @@ struct Seen {
     got: Option<Vec<u64>>,
 }
 
-fn one_event(
-    board: &Board,
-    backend: Backend,
-    event: Event,
-    theirs: &Path,
-    ours: &Path,
-    untold: Duration,
-) -> Result<()> {
+fn one_event(board: &Board, backend: Backend, event: Event, place: &Place<'_>) -> Result<()> {
+    let Place { theirs, ours, untold, names_are_seen } = *place;
     let mut rig = Rig::start(board, backend, &Setup::of([Drive::disk().with(ours)]))?;
     let lun = rig.lun(0)?;
     let events = rig.daemon()?.events()?;
@@ -168,7 +204,7 @@ fn one_event(
             wait_until(PATIENCE, "the host reads", || count() > 8 && !events.seen().is_empty())?;
             let changed = Instant::now();
             happen()?;
-            if told_of(event, ours) {
+            if event != Event::Replaced || names_are_seen {
                 events.await_event("source_changed", |event| event["drive"] == 0)?;
             }
             let told = Instant::now();
@@ -194,11 +230,6 @@ fn one_event(
     scsi::drain_attentions(&lun)?;
     ensure!(lun.read_at(0, STEP)? == versioned(NEW, 0, STEP), "another image is not read");
     rig.stop()
-}
-
-/// Linux's CIFS client takes a file that has no name any more for one that has (`bogus file nlink value 0`).
-fn told_of(event: Event, ours: &Path) -> bool {
-    event != Event::Replaced || !ours.starts_with("/run/cifs-changed")
 }
 
 /// Reads places in no order, past the host's cache.

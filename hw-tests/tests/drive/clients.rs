@@ -1,6 +1,6 @@
 //! Clients of the control socket that mean no good, while the host uses the drive.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,6 +12,7 @@ use hw_tests::board::Board;
 use hw_tests::host::{Caching, Lun, attribute};
 use hw_tests::image::{self, Sha};
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::socket;
 use hw_tests::wait::wait_until;
 
 use crate::{Case, ENGINES};
@@ -95,17 +96,12 @@ fn read_among(lun: &Lun, ours: Sha, counts: &[AtomicU32; 4]) -> Result<()> {
 }
 
 fn connect(socket: &Path) -> Result<UnixStream> {
-    let stream = UnixStream::connect(socket).context("cannot connect to the control socket")?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    Ok(stream)
+    socket::connect(socket, LIMIT)
 }
 
 /// The next line; `None`: turned away at the door.
 fn answer(stream: &UnixStream) -> Result<Option<String>> {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("no answer")?;
-    Ok(Some(line).filter(|line| !line.contains("too_many_clients")))
+    Ok(Some(socket::answer(stream)?).filter(|line| !line.contains("too_many_clients")))
 }
 
 /// All connect, then all ask.
