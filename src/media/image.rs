@@ -290,6 +290,10 @@ impl Medium for Image {
         }
     }
 
+    fn identity(&self) -> Option<Identity> {
+        Some(self.identity)
+    }
+
     fn file_for_sync(&self) -> Option<&Arc<File>> {
         self.writable().then_some(&self.file)
     }
@@ -424,7 +428,7 @@ fn heard(file: &File) -> Result<Identity, FaultKind> {
 }
 
 /// Tries it where it changes nothing: behind the end.
-fn can_punch(file: &File, len: ByteLen) -> bool {
+pub(super) fn can_punch(file: &File, len: ByteLen) -> bool {
     const HOLE: libc::off_t = 4096;
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let end = libc::off_t::try_from(len.0).ok().filter(|end| end.checked_add(HOLE).is_some());
@@ -433,7 +437,7 @@ fn can_punch(file: &File, len: ByteLen) -> bool {
 
 /// Whether the byte at `at` is stored, and where the run of such bytes ends. A position in the file is no state of ours: all reads
 /// and writes name their own.
-fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
+pub(super) fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
     let from = libc::off_t::try_from(at.0).ok()?;
     match lseek(file, from, Whence::SeekData) {
         // No data up to the end.
@@ -445,7 +449,7 @@ fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
 }
 
 /// Locks the whole file; `false`: the file system has no locks.
-fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)> {
+pub(super) fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)> {
     let kind = match access {
         Access::ReadOnly => libc::F_RDLCK,
         Access::ReadWrite => libc::F_WRLCK,

@@ -5,17 +5,19 @@
 //! injection) are then only different answers to `map`.
 //!
 //! [`Image`] is the source that every machine has: a regular file or a block device. [`url`] has those behind web servers. This
+//! [`overlay`] is a layer that takes the host's writes away from its image. This
 //! room knows nothing of SCSI: what cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
 
 mod error;
 mod extent;
 mod fault;
 mod image;
+pub mod overlay;
 pub mod url;
 
 pub use self::{
     error::{MediaError, MediaErrorKind, MediaOp},
-    extent::{Allocation, Extent, Medium, Residence, Standing, Waker, Watch},
+    extent::{Allocation, Extent, Medium, Residence, Standing, Store, Waker, Watch},
     fault::{FaultKind, SourceState},
     image::{Access, Identity, Image},
 };
