@@ -9,7 +9,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{ConfigError, Drive, SERIAL_LEN_MAX, Source};
-use crate::{scsi::Kind, units::BlockSize};
+use crate::{media::overlay::Place, scsi::Kind, units::BlockSize};
 
 /// How long an operation on an image may take, unless the file says otherwise.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -26,6 +26,7 @@ pub(super) struct RawDrive {
     kind: Kind,
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
+    overlay: Option<Spanned<String>>,
     block_size: Option<Spanned<u32>>,
     deadline_ms: Option<Spanned<u64>>,
     vendor: Option<Spanned<String>>,
@@ -42,6 +43,7 @@ impl Drive {
             kind,
             image: None,
             rw: false,
+            overlay: None,
             block_size: BlockSize::B512,
             deadline: DEADLINE_DEFAULT,
             vendor: VENDOR_DEFAULT.to_owned(),
@@ -80,6 +82,7 @@ impl RawDrive {
                 "remove rw, or set kind = \"disk\"",
             ));
         }
+        let overlay = overlay(self.overlay, kind, self.image.is_some(), source)?;
         let block_size = disk_block_size(self.block_size, kind, source)?;
         let deadline = deadline(self.deadline_ms, source)?;
         let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
@@ -90,6 +93,7 @@ impl RawDrive {
             kind,
             image: self.image.map(|value| source.absolute(value, "image")).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
+            overlay,
             block_size,
             deadline,
             vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
@@ -99,6 +103,26 @@ impl RawDrive {
         };
         Ok((name_span, drive))
     }
+}
+
+fn overlay(
+    value: Option<Spanned<String>>,
+    kind: Kind,
+    has_image: bool,
+    source: &Source<'_>,
+) -> Result<Option<Place>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    if kind == Kind::Optical || !has_image {
+        let (cause, cure) = match has_image {
+            true => ("an optical drive cannot be written to", "remove overlay, or set kind = \"disk\""),
+            false => ("an overlay needs an image below it", "add image, or remove overlay"),
+        };
+        return Err(source.invalid(value.span(), cause, cure));
+    }
+    Ok(Some(match value.get_ref().as_str() {
+        "tmp" => Place::Temporary,
+        _ => Place::File(source.absolute(value, "overlay")?),
+    }))
 }
 
 fn deadline(value: Option<Spanned<u64>>, source: &Source<'_>) -> Result<Duration, ConfigError> {

@@ -12,9 +12,11 @@ use serde_json::json;
 use super::OPENING_MAX;
 use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{Pending, Reply};
+use super::overlay;
 use super::protocol::ImageSource;
 use super::source::UrlSource;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
+use crate::media::overlay::{Overlays, Place};
 use crate::media::url::{Cache, Report, Reporter, UrlOptions, shown};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::scsi::Kind;
@@ -51,6 +53,7 @@ pub(super) struct Insert {
     pub(super) source: Source,
     pub(super) kind: Option<Kind>,
     pub(super) rw: Option<bool>,
+    pub(super) overlay: Option<(Place, Arc<Overlays>)>,
 }
 
 /// An image that is not opened yet.
@@ -103,10 +106,14 @@ fn no_descriptor() -> Failure {
 impl Insert {
     /// Opens the image and hands it to the function; may block for as long as a file server does.
     pub(super) fn run(self, pending: Pending) {
-        let Self { function, drive, lun, source, kind, rw } = self;
+        let Self { function, drive, lun, source, kind, rw, overlay } = self;
         let opened = current_state(&function, lun).and_then(|state| {
+            let rw = if overlay.is_some() { Some(true) } else { rw };
             let (access, block_size) = (check(&state, kind, rw)?, state.block_size);
             match source {
+                Source::Path(path) if let Some((place, overlays)) = &overlay => {
+                    overlay::open(overlays, Path::new(&path), place, block_size)
+                }
                 Source::Path(path) => boxed(Image::open(Path::new(&path), access, block_size)),
                 Source::Descriptor { descriptor, name } => {
                     boxed(Image::from_fd(descriptor, name.into(), access, block_size))
@@ -132,7 +139,7 @@ impl Insert {
     }
 }
 
-fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
+pub(super) fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
     let (tx, rx) = crossbeam_channel::bounded(1);
     function.send(Request::State {
         reply: ReplyTo::new(move |drives| {
@@ -170,7 +177,7 @@ fn check(state: &DriveState, kind: Option<Kind>, rw: Option<bool>) -> Result<Acc
 fn boxed(opened: Result<Image, MediaError>) -> Result<Box<dyn Medium>, Failure> {
     match opened {
         Ok(image) => Ok(Box::new(image)),
-        Err(error) => Err(Failure::from_message(ErrorKind::Image, &with_sources(&error))),
+        Err(error) => Err(Failure::from(&error)),
     }
 }
 

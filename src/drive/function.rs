@@ -113,7 +113,7 @@ pub(super) struct Open {
     pub(super) opcode: u8,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
-    /// Bytes of its parameter list, once that is there.
+    /// Bytes of its parameter list, once that is there, or of a write that is still to be made durable.
     pub(super) listed: u32,
     /// What is to be counted of it; `None` once it is.
     pub(super) tally: Option<Tally>,
@@ -350,7 +350,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             MoveOp::Write => match &mut self.phase {
                 // What is only received and dropped may meet the last writes of an abandoned command.
                 Phase::Out { data, end: OutEnd::Write(_) } => {
-                    data.written(done);
+                    let drive = self.drives.get(usize::from(purpose.lun));
+                    let image = drive.and_then(|drive| drive.loaded.as_ref()).map(|loaded| &*loaded.image);
+                    data.written(done, image);
                     self.pump_out()
                 }
                 _ => self.compound_moved(done),

@@ -1,6 +1,6 @@
 //! An image in a drive: what was written to it, what a stream will read next, and whether its source answers.
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crate::{
     media::{Extent, Medium, SourceState},
@@ -93,9 +93,9 @@ impl Loaded {
         self.written != self.stored
     }
 
-    /// The file to sync, if something was written.
-    pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
-        self.image.file_for_sync().filter(|_| self.is_dirty()).cloned()
+    /// Whether something is to be made durable.
+    pub(super) fn is_unstored(&self) -> bool {
+        self.is_dirty() && self.image.file_for_sync().is_some()
     }
 
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
@@ -140,6 +140,7 @@ impl Loaded {
             first_read: self.first_read,
             source: self.source_state(),
             fetch: self.image.fetch_state(),
+            overlay: self.image.overlay_state(),
         }
     }
 }

@@ -228,7 +228,9 @@ impl Drives {
             Request::State { reply } => reply.send(self.state()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
             Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
-            Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
+            Request::Eject { lun, force, reply } | Request::Discard { lun, force, reply } => {
+                reply.send(self.eject(lun, force));
+            }
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
             Request::Stop { .. } => unreachable!("handled by the loop"),
         }
@@ -328,6 +330,7 @@ fn image_state(image: &dyn Medium) -> ImageState {
         first_read: false,
         source: image.source_state(),
         fetch: image.fetch_state(),
+        overlay: image.overlay_state(),
     }
 }
 

@@ -22,7 +22,7 @@ use ringdrive::{
         thread::FunctionThread,
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image},
+    media::{Access, Image, Medium, overlay::Overlays},
     scsi::Identity,
 };
 
@@ -51,7 +51,7 @@ struct Function {
 pub(crate) struct Placed {
     function: usize,
     lun: u8,
-    image: Box<Image>,
+    image: Box<dyn Medium>,
 }
 
 /// A configured image in an area, which is mounted when its server answers.
@@ -64,14 +64,15 @@ pub(crate) struct Later {
 
 impl Later {
     /// Inserts those below `dir`, each once, on a thread of their own: the server may be gone again.
-    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path) {
+    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path, overlays: &Arc<Overlays>) {
         let here: Vec<_> = all.lock().extract_if(.., |later| later.path.starts_with(dir)).collect();
         if here.is_empty() {
             return;
         }
+        let overlays = Arc::clone(overlays);
         let insert_all = move || {
             for Self { drive, path, handle, lun } in here {
-                let inserted = open(&drive, &path).and_then(|image| insert(&handle, lun, Box::new(image)));
+                let inserted = open(&drive, &path, &overlays).and_then(|image| insert(&handle, lun, image));
                 if let Err(error) = inserted {
                     let error = control::with_sources(error.as_ref());
                     tracing::warn!(drive = drive.name, error, "the configured image is not inserted");
@@ -88,22 +89,27 @@ fn is_in_area(config: &Config, path: &Path) -> bool {
     config.areas.iter().any(|area| path.starts_with(&area.path))
 }
 
-fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> {
-    let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
-    Image::open(path, access, block_size(drive.kind, drive.block_size))
-        .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))
+fn open(drive: &config::Drive, path: &Path, overlays: &Overlays) -> anyhow::Result<Box<dyn Medium>> {
+    let writes = drive.rw && drive.overlay.is_none();
+    let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
+    let context = || format!("drive {:?}: cannot open its configured image", drive.name);
+    let image = Image::open(path, access, block_size(drive.kind, drive.block_size)).with_context(context)?;
+    Ok(match &drive.overlay {
+        Some(place) => Box::new(overlays.open(Box::new(image), path, place).with_context(context)?),
+        None => Box::new(image),
+    })
 }
 
 /// Opens the images of the configuration, but for those in areas. To be called while a signal still ends the process: a file server
 /// may not answer.
-pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
+pub(crate) fn open_images(config: &Config, overlays: &Overlays) -> anyhow::Result<Vec<Placed>> {
     let mut images = Vec::new();
     for (function, options) in config.functions.iter().enumerate() {
         for (lun, drive) in (0u8..).zip(&options.drives) {
             let Some(path) = drive.image.as_deref().filter(|path| !is_in_area(config, path)) else {
                 continue;
             };
-            images.push(Placed { function, lun, image: Box::new(open(drive, path)?) });
+            images.push(Placed { function, lun, image: open(drive, path, overlays)? });
         }
     }
     Ok(images)
@@ -224,7 +230,7 @@ fn start(
     Ok(Function { name: function.name.clone(), thread, drives, ep0 })
 }
 
-fn insert(handle: &Handle, lun: u8, image: Box<Image>) -> anyhow::Result<()> {
+fn insert(handle: &Handle, lun: u8, image: Box<dyn Medium>) -> anyhow::Result<()> {
     let (tell, answer) = bounded(1);
     let reply = ReplyTo::new(move |result| drop(tell.send(result)));
     handle.send(Request::Insert { lun, image, reply });

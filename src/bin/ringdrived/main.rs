@@ -20,8 +20,8 @@ use ringdrive::{
     config::Config,
     control::{self, Daemon, EventSink, FunctionHandle, Server},
     drive::Event,
-    gadget::Gadget,
-    media::url::Cache,
+    gadget::{Gadget, RUNTIME_DIR},
+    media::{overlay::Overlays, url::Cache},
     storage::{self, Area, AreaReport, Areas, News},
 };
 use tracing_subscriber::EnvFilter;
@@ -56,7 +56,8 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
-    let images = assembly::open_images(&config)?;
+    let overlays = Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into());
+    let images = assembly::open_images(&config, &overlays)?;
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -69,13 +70,14 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let events = server.events();
     let drive_events = events.clone();
     let assembly = Assembly::new(&config, images, move |event| drive_events.publish(event))?;
-    let areas = Arc::new(start_areas(&config, &assembly, events)?);
+    let areas = Arc::new(start_areas(&config, &assembly, &overlays, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole {
         gadget: Arc::clone(&assembly.gadget),
         shutdown: Arc::clone(&shutdown),
         cache: Cache::new(config.url.clone()),
+        overlays,
         areas: Arc::clone(&areas),
     };
     let functions = assembly
@@ -101,7 +103,13 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
 }
 
 /// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
-fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyhow::Result<Areas> {
+fn start_areas(
+    config: &Config,
+    assembly: &Assembly,
+    overlays: &Arc<Overlays>,
+    events: EventSink,
+) -> anyhow::Result<Areas> {
+    let overlays = Arc::clone(overlays);
     let later = Arc::new(assembly.later(config));
     let tell = move |area: &Area, news: News| {
         let name = area.name.clone();
@@ -110,7 +118,7 @@ fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyho
                 let (source, path) = (area.source.to_string(), area.path.display().to_string());
                 tracing::info!(area = name, source, path, "mounted");
                 events.publish(Event::AreaMounted { area: name, source, path });
-                Later::insert_all_below(&later, &area.path);
+                Later::insert_all_below(&later, &area.path, &overlays);
             }
             News::Lost { cause } => {
                 tracing::warn!(area = name, cause, "an area cannot be used");
@@ -173,6 +181,7 @@ struct Whole {
     gadget: Arc<Gadget>,
     shutdown: Arc<EventFd>,
     cache: Arc<Cache>,
+    overlays: Arc<Overlays>,
     areas: Arc<Areas>,
 }
 
@@ -188,6 +197,10 @@ impl Daemon for Whole {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn overlays(&self) -> Option<&Arc<Overlays>> {
+        Some(&self.overlays)
     }
 
     fn areas(&self) -> Vec<AreaReport> {

@@ -41,7 +41,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::{Foreign, OverlayError, OverlayErrorKind};
-use self::{offline::Opened, sidecar::Sidecar, worker::Bell};
+use self::{layout::Head, offline::Opened, sidecar::Sidecar, worker::Bell};
 use super::{
     Allocation, Extent, FaultKind, Identity, Medium, Residence, SourceState, Standing, Store, Waker, Watch,
     image::{allocation, can_punch, residence},
@@ -54,16 +54,17 @@ use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 pub enum Place {
     /// Into this file, which is made where there is none, and stays.
     File(PathBuf),
-    /// Into a file in this directory that is gone when the image is ejected.
-    Temporary(PathBuf),
+    /// Into a file that is gone when the image is ejected.
+    Temporary,
 }
 
 /// An overlay as people see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayState {
-    /// Its file; none where it goes with the eject.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub file: Option<String>,
+    /// Its file.
+    pub file: String,
+    /// Whether that goes with the eject.
+    pub temporary: bool,
     /// Bytes that are no longer the base's.
     pub written: u64,
 }
@@ -78,15 +79,24 @@ pub struct Overlay {
     worker: Option<JoinHandle<()>>,
 }
 
-/// An overlay in a drive, for those who only look, or want its file.
-#[derive(Clone, Debug, Default)]
-pub struct Viewer(Weak<Shared>);
+/// The overlays of a daemon.
+#[derive(Debug)]
+pub struct Overlays {
+    temporary_dir: PathBuf,
+    runtime_dir: PathBuf,
+    live: Mutex<Vec<Weak<Shared>>>,
+}
+
+/// An overlay in a drive, for whoever does something with it besides. Held, it stays although the drive lets it go.
+#[derive(Debug)]
+pub struct Held(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     base: Base,
     store: store::Store,
     file: Arc<File>,
+    head: Head,
     path: PathBuf,
     block_size: BlockSize,
     residence: Residence,
@@ -102,20 +112,42 @@ struct Shared {
     writes: AtomicU64,
 }
 
-impl Overlay {
+impl Overlays {
+    /// Temporary ones are put into `temporary_dir`; what outlives the daemon into `runtime_dir`, which is memory. Touches nothing yet.
+    pub fn new(temporary_dir: PathBuf, runtime_dir: PathBuf) -> Arc<Self> {
+        Arc::new(Self { temporary_dir, runtime_dir, live: Mutex::default() })
+    }
+
     /// Lays an overlay over `base`, which is an image at `name`. May block.
     ///
     /// # Errors
     /// [`OverlayError`], whose text gives the cause and the cure. Nothing stays open or locked.
-    pub fn open(base: Base, name: &Path, place: &Place, runtime_dir: &Path) -> Result<Self, OverlayError> {
+    pub fn open(&self, base: Base, name: &Path, place: &Place) -> Result<Overlay, OverlayError> {
         let origin = offline::Origin::of(&*base, name);
         let opened = match place {
             Place::File(path) => offline::open_or_make(path, &origin)?,
-            Place::Temporary(dir) => offline::make_temporary(dir, &origin)?,
+            Place::Temporary => offline::make_temporary(&self.temporary_dir, &origin)?,
         };
-        Self::start(base, opened, matches!(place, Place::Temporary(_)), runtime_dir)
+        let overlay = Overlay::start(base, opened, *place == Place::Temporary, &self.runtime_dir)?;
+        let mut live = self.live.lock();
+        live.retain(|shared| shared.strong_count() > 0);
+        live.push(Arc::downgrade(&overlay.shared));
+        Ok(overlay)
     }
 
+    /// The overlay in a drive whose file is at `path`.
+    pub fn hold(&self, path: &Path) -> Option<Held> {
+        let live = self.live.lock();
+        live.iter().filter_map(Weak::upgrade).find(|shared| shared.path == path).map(Held)
+    }
+
+    /// For [`offline`].
+    pub fn runtime_dir(&self) -> &Path {
+        &self.runtime_dir
+    }
+}
+
+impl Overlay {
     fn start(
         mut base: Base,
         opened: Opened,
@@ -146,6 +178,7 @@ impl Overlay {
             thin: can_punch(&file, ByteLen(metadata.len())),
             base,
             store,
+            head,
             file: Arc::new(file),
             temporary,
             kept: AtomicBool::new(false),
@@ -158,29 +191,25 @@ impl Overlay {
         let worker = worker::start(&shared).map_err(fail)?;
         Ok(Self { shared, worker: Some(worker) })
     }
-
-    /// For those who only look.
-    pub fn viewer(&self) -> Viewer {
-        Viewer(Arc::downgrade(&self.shared))
-    }
 }
 
-impl Viewer {
-    /// What it is now; `None` once it is in no drive.
-    pub fn state(&self) -> Option<OverlayState> {
-        self.0.upgrade().map(|shared| shared.state())
-    }
-
+impl Held {
     /// Lets the file of one that would go with the eject stay, or no longer.
     pub fn keep(&self, keep: bool) {
-        if let Some(shared) = self.0.upgrade() {
-            shared.kept.store(keep, Ordering::SeqCst);
-        }
+        self.0.kept.store(keep, Ordering::SeqCst);
     }
 
-    /// Its file, and whether that goes with the eject.
-    pub fn path(&self) -> Option<(PathBuf, bool)> {
-        self.0.upgrade().map(|shared| (shared.path.clone(), shared.temporary))
+    /// Puts one of which nothing is here in the place of its file, once no drive has it any more. May block, but not for what is being
+    /// stored.
+    ///
+    /// # Errors
+    /// [`OverlayError`]; the file is the old one then.
+    pub fn discard(&self, runtime_dir: &Path) -> Result<(), OverlayError> {
+        let shared = &self.0;
+        if shared.passes() {
+            return Ok(());
+        }
+        offline::renew_in_place(&shared.path, &shared.head, &shared.file, runtime_dir)
     }
 
     /// Writes what the host sees into a new file at `to`. May take long.
@@ -188,9 +217,7 @@ impl Viewer {
     /// # Errors
     /// [`OverlayError`]: above all [`OverlayErrorKind::Written`]. There is no file then.
     pub fn export(&self, to: &Path, progress: &mut offline::Progress<'_>) -> Result<(), OverlayError> {
-        let Some(shared) = self.0.upgrade() else {
-            return Err(OverlayErrorKind::Cancelled.at(to, None));
-        };
+        let shared = &self.0;
         let writes = shared.writes.load(Ordering::SeqCst);
         let read = |at: ByteRange, to: &mut [u8]| shared.read(at, to);
         let target = offline::export_to(to, &shared.path, shared.store.geometry().len(), &read, progress)?;
@@ -287,8 +314,8 @@ impl Shared {
     }
 
     fn state(&self) -> OverlayState {
-        let file = (!self.passes()).then(|| self.path.to_string_lossy().into_owned());
-        OverlayState { file, written: self.store.bytes_here().0 }
+        let file = self.path.to_string_lossy().into_owned();
+        OverlayState { file, temporary: self.temporary, written: self.store.bytes_here().0 }
     }
 }
 

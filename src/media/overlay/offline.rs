@@ -196,7 +196,8 @@ pub fn status(path: &Path, runtime_dir: &Path) -> Result<(PathBuf, OverlayState)
     let opened = open(path)?;
     merge(&opened, runtime_dir)?;
     let state = OverlayState {
-        file: Some(path.to_string_lossy().into_owned()),
+        file: path.to_string_lossy().into_owned(),
+        temporary: false,
         written: opened.store.bytes_here().0,
     };
     Ok((base_of(&opened.head), state))
@@ -218,8 +219,8 @@ fn base_of(head: &Head) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(&head.base))
 }
 
-fn open_base(opened: &Opened, access: Access) -> Result<Image, OverlayError> {
-    let (base, head) = (base_of(&opened.head), &opened.head);
+fn open_base(overlay: &Path, head: &Head, access: Access) -> Result<Image, OverlayError> {
+    let base = base_of(head);
     // Of the drive that it was made for.
     let is_large = head.geometry.len().0 == head.mark.base_len.0.next_multiple_of(4096);
     let block_size = match head.mark.base_len.0.is_multiple_of(512) || !is_large {
@@ -235,7 +236,7 @@ fn open_base(opened: &Opened, access: Access) -> Result<Image, OverlayError> {
             }
             Err(error) => {
                 let path = base.to_string_lossy().into_owned();
-                return Err(Kind::Base { path, kind: error.kind }.at(&opened.path, error.source));
+                return Err(Kind::Base { path, kind: error.kind }.at(overlay, error.source));
             }
         }
     }
@@ -247,21 +248,25 @@ fn open_base(opened: &Opened, access: Access) -> Result<Image, OverlayError> {
 /// [`OverlayError`]: it is in a drive, it is no overlay, or its base is not there. It is as it was then.
 pub fn discard(path: &Path, runtime_dir: &Path) -> Result<(), OverlayError> {
     let opened = open(path)?;
-    let base = open_base(&opened, Access::ReadOnly)?;
-    renew(opened, &base, runtime_dir)
+    renew_in_place(path, &opened.head, &opened.file, runtime_dir)
 }
 
-fn renew(opened: Opened, base: &Image, runtime_dir: &Path) -> Result<(), OverlayError> {
-    let Opened { path, file, head, .. } = opened;
-    let mut origin = Origin::of(base, &base_of(&head));
-    origin.name = head.base;
+/// Begins the overlay at `path` anew, whose file is `old`; its base is taken as it is now.
+pub(super) fn renew_in_place(
+    path: &Path,
+    head: &Head,
+    old: &File,
+    runtime_dir: &Path,
+) -> Result<(), OverlayError> {
+    let base = open_base(path, head, Access::ReadOnly)?;
+    let mut origin = Origin::of(&base, &base_of(head));
+    origin.name = head.base.clone();
     // A drive with larger blocks fills up the last one.
     if origin.stored == head.mark.base_len {
         origin.len = head.geometry.len();
     }
-    let made = make(&path, &origin.head(&path)?)?;
-    drop(made);
-    sidecar::remove(runtime_dir, &file);
+    drop(make(path, &origin.head(path)?)?);
+    sidecar::remove(runtime_dir, old);
     Ok(())
 }
 
@@ -274,7 +279,7 @@ pub fn commit(path: &Path, runtime_dir: &Path, progress: &mut Progress<'_>) -> R
     let mut opened = open(path)?;
     let fail = |error| Storage.at(path, Some(error));
     merge(&opened, runtime_dir)?;
-    let base = open_base(&opened, Access::ReadWrite)?;
+    let base = open_base(path, &opened.head, Access::ReadWrite)?;
     let origin = Origin::of(&base, &base_of(&opened.head));
     let mark = &mut opened.head.mark;
     let is_same = mark.committing || mark.base_modified == origin.modified;
@@ -291,8 +296,7 @@ pub fn commit(path: &Path, runtime_dir: &Path, progress: &mut Progress<'_>) -> R
     let base_name = base_of(&opened.head);
     drop(base);
     // Measured anew, because it has changed.
-    let base = open_base(&opened, Access::ReadOnly)?;
-    renew(opened, &base, runtime_dir)?;
+    renew_in_place(path, &opened.head, &opened.file, runtime_dir)?;
     tracing::info!(overlay = %path.display(), base = %base_name.display(), bytes = total, "committed");
     Ok(total)
 }
@@ -346,7 +350,7 @@ pub fn export(
 ) -> Result<(), OverlayError> {
     let opened = open(path)?;
     merge(&opened, runtime_dir)?;
-    let base = open_base(&opened, Access::ReadOnly)?;
+    let base = open_base(path, &opened.head, Access::ReadOnly)?;
     let origin = Origin::of(&base, &base_of(&opened.head));
     let mark = &opened.head.mark;
     // Half a commit and its overlay are together what they were before.

@@ -16,7 +16,7 @@ use std::{
     os::unix::fs::FileExt,
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -74,6 +74,8 @@ pub(super) struct Store {
     pages: Box<[OnceLock<Box<[AtomicU32]>>]>,
     /// The file does not say yet what the page does.
     dirty: Box<[AtomicBool]>,
+    /// Subclusters that are here.
+    here: AtomicU64,
 }
 
 /// Why a file was not taken.
@@ -112,6 +114,7 @@ impl Store {
             geometry,
             pages: (0..pages).map(|_| OnceLock::new()).collect(),
             dirty: (0..pages).map(|_| AtomicBool::new(false)).collect(),
+            here: AtomicU64::new(0),
         }
     }
 
@@ -161,8 +164,10 @@ impl Store {
         let Some((words, dirty)) = self.pages.get(page).zip(self.dirty.get(page)) else { return false };
         let words = words.get_or_init(|| (0..PAGE).map(|_| AtomicU32::new(0)).collect());
         let before = words.get(at).map_or(bits, |word| word.fetch_or(bits, Ordering::SeqCst));
-        let news = before & bits != bits;
+        let new = bits & !before;
+        let news = new != 0;
         if news {
+            self.here.fetch_add(new.count_ones().into(), Ordering::SeqCst);
             // After the bits: a store that takes the mark away has not read them yet.
             dirty.store(true, Ordering::SeqCst);
         }
@@ -280,8 +285,7 @@ impl Store {
 
     /// Bytes that are here.
     pub(super) fn bytes_here(&self) -> ByteLen {
-        let words = self.pages.iter().filter_map(OnceLock::get).flatten();
-        let count: u64 = words.map(|word| u64::from(word.load(Ordering::SeqCst).count_ones())).sum();
+        let count = self.here.load(Ordering::SeqCst);
         ByteLen((count * self.geometry.subcluster()).min(self.geometry.len().0))
     }
 

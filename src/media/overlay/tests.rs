@@ -30,11 +30,14 @@ fn must(tool: &str, args: &[&str]) {
 
 struct Bench {
     dir: TempDir,
+    overlays: Arc<Overlays>,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        let dir = tempfile::tempdir().unwrap();
+        let overlays = Overlays::new(dir.path().join("cache"), dir.path().join("run"));
+        Self { dir, overlays }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -61,7 +64,7 @@ impl Bench {
     fn try_open(&self) -> Result<Overlay, OverlayError> {
         let base = Image::open(&self.path("base"), Access::ReadOnly, BlockSize::B512).unwrap();
         let place = Place::File(self.path("overlay"));
-        Overlay::open(Box::new(base), &self.path("base"), &place, &self.path("run"))
+        self.overlays.open(Box::new(base), &self.path("base"), &place)
     }
 
     fn open(&self) -> Overlay {
@@ -173,7 +176,7 @@ fn a_base_that_changed_and_files_of_others_are_refused() {
     fs::rename(bench.path("base"), bench.path("third")).unwrap();
     let third = Image::open(&bench.path("third"), Access::ReadOnly, BlockSize::B512).unwrap();
     let place = Place::File(bench.path("overlay"));
-    let other = Overlay::open(Box::new(third), &bench.path("third"), &place, &bench.path("run")).unwrap_err();
+    let other = bench.overlays.open(Box::new(third), &bench.path("third"), &place).unwrap_err();
     assert!(matches!(other.kind, OverlayErrorKind::OtherBase(_)), "{other}");
 
     fs::rename(bench.path("third"), bench.path("base")).unwrap();
@@ -220,9 +223,9 @@ fn an_export_while_the_host_writes_is_no_file_and_one_of_a_quiet_drive_is_what_i
     bench.base(4 << 20);
     let overlay = bench.open();
     write(&overlay, 512, &[3; 1024]);
-    let viewer = overlay.viewer();
+    let held = bench.overlays.hold(&bench.path("overlay")).unwrap();
     let to = bench.path("copy");
-    let written = viewer.export(&to, &mut |done, _| {
+    let written = held.export(&to, &mut |done, _| {
         if done > 1 << 20 {
             write(&overlay, 0, &[4; 512]);
         }
@@ -230,9 +233,9 @@ fn an_export_while_the_host_writes_is_no_file_and_one_of_a_quiet_drive_is_what_i
     });
     assert_eq!(written.unwrap_err().kind, OverlayErrorKind::Written);
     assert!(!to.exists());
-    viewer.export(&to, &mut |_, _| true).unwrap();
+    held.export(&to, &mut |_, _| true).unwrap();
     assert!(fs::read(&to).unwrap() == read(&overlay, 0, 4 << 20));
-    assert!(matches!(viewer.export(&to, &mut |_, _| true).unwrap_err().kind, OverlayErrorKind::Exists(_)));
+    assert!(matches!(held.export(&to, &mut |_, _| true).unwrap_err().kind, OverlayErrorKind::Exists(_)));
 }
 
 #[test]
@@ -241,8 +244,7 @@ fn a_temporary_one_goes_with_the_eject_unless_it_is_kept() {
     bench.base(1 << 20);
     let open = || {
         let base = Image::open(&bench.path("base"), Access::ReadOnly, BlockSize::B512).unwrap();
-        let place = Place::Temporary(bench.path("cache"));
-        Overlay::open(Box::new(base), &bench.path("base"), &place, &bench.path("run")).unwrap()
+        bench.overlays.open(Box::new(base), &bench.path("base"), &Place::Temporary).unwrap()
     };
     let files = || fs::read_dir(bench.path("cache")).unwrap().count();
     let overlay = open();
@@ -251,7 +253,7 @@ fn a_temporary_one_goes_with_the_eject_unless_it_is_kept() {
     drop(overlay);
     assert_eq!(files(), 0);
     let overlay = open();
-    overlay.viewer().keep(true);
+    bench.overlays.hold(&overlay.shared.path).unwrap().keep(true);
     drop(overlay);
     assert_eq!(files(), 1);
     // What is left behind goes with the next.
