@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, url::Cache};
+use ringdrive::media::{Medium, overlay::Overlays, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -40,6 +40,7 @@ pub(crate) struct Fake {
     /// A replug lasts while this is held.
     pub(crate) replug_gate: Arc<Mutex<()>>,
     drives: Handle,
+    pub(crate) overlays: Arc<Overlays>,
     /// What the drives' thread does from now on.
     moods: Sender<(Mood, Sender<()>)>,
     server: Option<Running>,
@@ -62,6 +63,7 @@ struct Board {
     replug_fails: Arc<AtomicBool>,
     replug_gate: Arc<Mutex<()>>,
     cache: Arc<Cache>,
+    overlays: Arc<Overlays>,
 }
 
 impl Daemon for Board {
@@ -81,6 +83,10 @@ impl Daemon for Board {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn overlays(&self) -> Option<&Arc<Overlays>> {
+        Some(&self.overlays)
     }
 }
 
@@ -103,7 +109,9 @@ impl Fake {
         let text = format!("[url]\ncache = '{}'\n", dir.path().join("cache").display());
         let cache = Cache::new(Config::parse(&text, "test").unwrap().url);
         let (fails, gate) = (Arc::clone(&replug_fails), Arc::clone(&replug_gate));
-        let board = Board { said, replug_fails: fails, replug_gate: gate, cache };
+        let overlays = Overlays::new(dir.path().join("cache"), dir.path().join("run"));
+        let board =
+            Board { said, replug_fails: fails, replug_gate: gate, cache, overlays: Arc::clone(&overlays) };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =
@@ -116,6 +124,7 @@ impl Fake {
             replug_fails,
             replug_gate,
             drives: handle,
+            overlays,
             moods,
             server,
             thread: Some(thread),

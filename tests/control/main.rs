@@ -8,5 +8,6 @@ mod command_line;
 mod document;
 mod fake;
 mod methods;
+mod overlay;
 mod stats;
 mod urls;

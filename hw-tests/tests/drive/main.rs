@@ -20,6 +20,7 @@ mod lies;
 mod network;
 mod opcodes;
 mod optical;
+mod overlay;
 mod refusals;
 mod reset;
 mod stats;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ("hang", hang::CASES),
         ("areas", areas::CASES),
         ("killed", killed::CASES),
+        ("overlay", overlay::CASES),
         ("trim", trim::CASES),
         ("urls", urls::CASES),
         ("lies", lies::CASES),

@@ -310,6 +310,9 @@ fn copy_to_base(
 ) -> Result<bool, OverlayError> {
     let Some(target) = base.file_for_sync() else { return Ok(false) };
     let (mut bytes, mut done) = (vec![0; ByteLen(PIECE).to_usize()], 0);
+    if !progress(done, total) {
+        return Ok(false);
+    }
     for run in opened.store.runs() {
         let mut ahead = run;
         while !ahead.is_empty() {
