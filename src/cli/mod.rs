@@ -29,6 +29,7 @@ use serde_json::{Map, Value, json};
 
 use crate::control::{Client, ClientError, with_sources};
 use crate::drive::ImageState;
+use crate::media::compressed::Expander;
 use crate::media::overlay::OverlayError;
 use crate::media::url::is_url;
 use args::{Arguments, Command};
@@ -126,7 +127,7 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             let (method, params, file) = request(command)?;
             let file = file.as_ref().map(AsFd::as_fd);
             let result = match command {
-                Command::Insert(insert) if insert.url.download => {
+                Command::Insert(insert) if insert.url.download || Expander::is_compressed(&insert.file) => {
                     download::run(arguments, "insert", &params)?
                 }
                 _ => connect(arguments)?.call(method, &params, file)?,

@@ -19,6 +19,7 @@ use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{Pending, Reply};
 use super::insert::current_state;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, ImageState, Refusal, ReplyTo, Request};
+use crate::media::compressed::{ExpandErrorKind, Expander};
 use crate::media::overlay::{Held, OverlayError, OverlayState, Overlays, Place, offline};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::units::BlockSize;
@@ -57,6 +58,10 @@ pub(super) fn open(
     place: &Place,
     block_size: BlockSize,
 ) -> Result<Box<dyn Medium>, Failure> {
+    if Expander::is_compressed(path) {
+        let error = ExpandErrorKind::ReadOnly.to_string();
+        return Err(Failure::from_message(ErrorKind::Overlay, &error));
+    }
     let base = Image::open(path, Access::ReadOnly, block_size).map_err(|error| Failure::from(&error))?;
     match overlays.open(Box::new(base), path, place) {
         Ok(overlay) => Ok(Box::new(overlay)),

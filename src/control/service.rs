@@ -191,8 +191,17 @@ impl Service {
         let source = Source::new(params.source()?, descriptors, self.daemon.cache())?;
         let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
         let InsertParams { kind, rw, .. } = params;
-        let insert =
-            Insert { function: place.function.clone(), drive, lun: place.lun, source, kind, rw, overlay };
+        let expander = self.daemon.expander().cloned();
+        let insert = Insert {
+            function: place.function.clone(),
+            drive,
+            lun: place.lun,
+            source,
+            kind,
+            rw,
+            overlay,
+            expander,
+        };
         Ok((insert, self.permit()?))
     }
 

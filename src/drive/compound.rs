@@ -27,6 +27,7 @@ use super::{
     fault::{self, Way},
     flights::{On, Owner},
     function::{Function, OutEnd, Phase},
+    loaded,
     pipes::{PipeError, Pipes, data_tag},
 };
 
@@ -478,9 +479,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             self.note_lost(self.open.lun, error);
         }
         let Phase::Compound { data, .. } = &mut self.phase else { return Ok(()) };
-        let drive = self.drives.get(usize::from(self.open.lun));
-        let Some(loaded) = drive.and_then(|drive| drive.loaded.as_ref()) else { return self.pump_compound() };
-        data.moved(done, &*loaded.image);
+        if let Some(image) = loaded::image_of(&self.drives, self.open.lun) {
+            data.moved(done, image);
+        }
         self.pump_compound()
     }
 

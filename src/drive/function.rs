@@ -44,7 +44,7 @@ use super::{
     data_in::DataIn,
     data_out::DataOut,
     flights::{self, Flights, Interest, Owner, Purpose},
-    loaded::Loaded,
+    loaded::{self, Loaded},
     look::ReadEnd,
     pipes::{CBW, CSW, PipeError, Pipes},
     prefetch::Prefetch,
@@ -350,9 +350,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             MoveOp::Write => match &mut self.phase {
                 // What is only received and dropped may meet the last writes of an abandoned command.
                 Phase::Out { data, end: OutEnd::Write(_) } => {
-                    let drive = self.drives.get(usize::from(purpose.lun));
-                    let image = drive.and_then(|drive| drive.loaded.as_ref()).map(|loaded| &*loaded.image);
-                    data.written(done, image);
+                    data.written(done, loaded::image_of(&self.drives, purpose.lun));
                     self.pump_out()
                 }
                 _ => self.compound_moved(done),

@@ -11,6 +11,7 @@ use crate::{
 use super::{
     command::ImageState,
     flights::{Owner, Purpose},
+    function::Drive,
     read_ahead::ReadAhead,
 };
 
@@ -64,6 +65,11 @@ pub(super) struct Loaded {
     /// The file has lost its name, and people have heard of it.
     pub(super) nameless: bool,
     pub(super) stream: ReadAhead,
+}
+
+/// The image in a drive, whatever else of the function is in use.
+pub(super) fn image_of(drives: &[Drive], lun: u8) -> Option<&dyn Medium> {
+    drives.get(usize::from(lun))?.loaded.as_ref().map(|loaded| &*loaded.image)
 }
 
 impl Loaded {

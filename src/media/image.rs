@@ -474,5 +474,18 @@ pub(super) fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind,
     }
 }
 
+/// Gives the lock of [`lock`] back.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    let short = |constant: i32| i16::try_from(constant).map_err(|_| io::ErrorKind::InvalidInput);
+    let whole = libc::flock {
+        l_type: short(libc::F_UNLCK)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole)).map(drop).map_err(io::Error::from)
+}
+
 #[cfg(test)]
 mod tests;

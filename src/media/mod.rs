@@ -4,10 +4,11 @@
 //! loop calls [`Medium::map`] for each piece of a command and moves what it is told; sources and layers (overlay, fault
 //! injection) are then only different answers to `map`.
 //!
-//! [`Image`] is the source that every machine has: a regular file or a block device. [`url`] has those behind web servers. This
-//! [`overlay`] is a layer that takes the host's writes away from its image. This
+//! [`Image`] is the source that every machine has: a regular file or a block device. [`url`] has those behind web servers, and
+//! [`compressed`] expands those that are compressed. [`overlay`] is a layer that takes the host's writes away from its image. This
 //! room knows nothing of SCSI: what cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
 
+pub mod compressed;
 mod error;
 mod extent;
 mod fault;

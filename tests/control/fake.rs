@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, overlay::Overlays, url::Cache};
+use ringdrive::media::{Medium, compressed::Expander, overlay::Overlays, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -64,6 +64,7 @@ struct Board {
     replug_gate: Arc<Mutex<()>>,
     cache: Arc<Cache>,
     overlays: Arc<Overlays>,
+    expander: Arc<Expander>,
 }
 
 impl Daemon for Board {
@@ -83,6 +84,10 @@ impl Daemon for Board {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn expander(&self) -> Option<&Arc<Expander>> {
+        Some(&self.expander)
     }
 
     fn overlays(&self) -> Option<&Arc<Overlays>> {
@@ -109,9 +114,16 @@ impl Fake {
         let text = format!("[url]\ncache = '{}'\n", dir.path().join("cache").display());
         let cache = Cache::new(Config::parse(&text, "test").unwrap().url);
         let (fails, gate) = (Arc::clone(&replug_fails), Arc::clone(&replug_gate));
+        let expander = Expander::new(dir.path().join("cache/expanded"), 64 << 20);
         let overlays = Overlays::new(dir.path().join("cache"), dir.path().join("run"));
-        let board =
-            Board { said, replug_fails: fails, replug_gate: gate, cache, overlays: Arc::clone(&overlays) };
+        let board = Board {
+            said,
+            replug_fails: fails,
+            replug_gate: gate,
+            cache,
+            expander,
+            overlays: Arc::clone(&overlays),
+        };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =

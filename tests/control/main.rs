@@ -5,6 +5,7 @@
 
 mod bad_clients;
 mod command_line;
+mod compressed;
 mod document;
 mod fake;
 mod methods;

@@ -118,7 +118,9 @@ fn what_cannot_have_an_overlay_is_told_why() {
     fake.image("golden.img", LEN);
     fake.fails(&["insert", "cd", "golden.img", "--overlay", "tmp"], 1, "optical");
     fake.fails(&["insert", "flash", "http://127.0.0.1/a", "--overlay", "tmp"], 2, "--keep");
-    fake.fails(&["insert", "flash", "golden.img", "--overlay", "golden.img"], 1, "no qcow2 file");
+    fake.image("other.img", LEN);
+    fake.fails(&["insert", "flash", "golden.img", "--overlay", "other.img"], 1, "no qcow2 file");
+    fake.fails(&["insert", "flash", "golden.img", "--overlay", "golden.img"], 1, "in use");
     fake.says(&["insert", "flash", "golden.img"]);
     fake.fails(&["overlay", "status", "flash"], 1, "no overlay");
     fake.fails(&["overlay", "discard", "flash"], 1, "no overlay");

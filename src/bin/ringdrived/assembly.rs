@@ -22,7 +22,11 @@ use ringdrive::{
         thread::FunctionThread,
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image, Medium, overlay::Overlays},
+    media::{
+        Access, Medium,
+        compressed::{ExpandErrorKind, Expander},
+        overlay::Overlays,
+    },
     scsi::Identity,
 };
 
@@ -64,15 +68,15 @@ pub(crate) struct Later {
 
 impl Later {
     /// Inserts those below `dir`, each once, on a thread of their own: the server may be gone again.
-    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path, overlays: &Arc<Overlays>) {
+    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path, layers: &Layers) {
         let here: Vec<_> = all.lock().extract_if(.., |later| later.path.starts_with(dir)).collect();
         if here.is_empty() {
             return;
         }
-        let overlays = Arc::clone(overlays);
+        let layers = layers.clone();
         let insert_all = move || {
             for Self { drive, path, handle, lun } in here {
-                let inserted = open(&drive, &path, &overlays).and_then(|image| insert(&handle, lun, image));
+                let inserted = open(&drive, &path, &layers).and_then(|image| insert(&handle, lun, image));
                 if let Err(error) = inserted {
                     let error = control::with_sources(error.as_ref());
                     tracing::warn!(drive = drive.name, error, "the configured image is not inserted");
@@ -89,27 +93,38 @@ fn is_in_area(config: &Config, path: &Path) -> bool {
     config.areas.iter().any(|area| path.starts_with(&area.path))
 }
 
-fn open(drive: &config::Drive, path: &Path, overlays: &Overlays) -> anyhow::Result<Box<dyn Medium>> {
+/// What there may be between an image and its drive.
+#[derive(Clone)]
+pub(crate) struct Layers {
+    pub(crate) overlays: Arc<Overlays>,
+    pub(crate) expander: Arc<Expander>,
+}
+
+fn open(drive: &config::Drive, path: &Path, layers: &Layers) -> anyhow::Result<Box<dyn Medium>> {
     let writes = drive.rw && drive.overlay.is_none();
     let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
     let context = || format!("drive {:?}: cannot open its configured image", drive.name);
-    let image = Image::open(path, access, block_size(drive.kind, drive.block_size)).with_context(context)?;
+    if drive.overlay.is_some() && Expander::is_compressed(path) {
+        return Err(ExpandErrorKind::ReadOnly).with_context(context);
+    }
+    let block_size = block_size(drive.kind, drive.block_size);
+    let image = layers.expander.open(path, access, block_size, &mut |_, _| true).with_context(context)?;
     Ok(match &drive.overlay {
-        Some(place) => Box::new(overlays.open(Box::new(image), path, place).with_context(context)?),
+        Some(place) => Box::new(layers.overlays.open(Box::new(image), path, place).with_context(context)?),
         None => Box::new(image),
     })
 }
 
 /// Opens the images of the configuration, but for those in areas. To be called while a signal still ends the process: a file server
 /// may not answer.
-pub(crate) fn open_images(config: &Config, overlays: &Overlays) -> anyhow::Result<Vec<Placed>> {
+pub(crate) fn open_images(config: &Config, layers: &Layers) -> anyhow::Result<Vec<Placed>> {
     let mut images = Vec::new();
     for (function, options) in config.functions.iter().enumerate() {
         for (lun, drive) in (0u8..).zip(&options.drives) {
             let Some(path) = drive.image.as_deref().filter(|path| !is_in_area(config, path)) else {
                 continue;
             };
-            images.push(Placed { function, lun, image: open(drive, path, overlays)? });
+            images.push(Placed { function, lun, image: open(drive, path, layers)? });
         }
     }
     Ok(images)

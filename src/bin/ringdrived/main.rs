@@ -5,7 +5,7 @@ mod assembly;
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::{Assembly, Later};
+use assembly::{Assembly, Later, Layers};
 use clap::Parser;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -21,7 +21,7 @@ use ringdrive::{
     control::{self, Daemon, EventSink, FunctionHandle, Server},
     drive::Event,
     gadget::{Gadget, RUNTIME_DIR},
-    media::{overlay::Overlays, url::Cache},
+    media::{compressed::Expander, overlay::Overlays, url::Cache},
     storage::{self, Area, AreaReport, Areas, News},
 };
 use tracing_subscriber::EnvFilter;
@@ -56,8 +56,11 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
-    let overlays = Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into());
-    let images = assembly::open_images(&config, &overlays)?;
+    let layers = Layers {
+        overlays: Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into()),
+        expander: Expander::new(config.url.dir.join("expanded"), config.url.limit),
+    };
+    let images = assembly::open_images(&config, &layers)?;
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -70,14 +73,14 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let events = server.events();
     let drive_events = events.clone();
     let assembly = Assembly::new(&config, images, move |event| drive_events.publish(event))?;
-    let areas = Arc::new(start_areas(&config, &assembly, &overlays, events)?);
+    let areas = Arc::new(start_areas(&config, &assembly, &layers, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole {
         gadget: Arc::clone(&assembly.gadget),
         shutdown: Arc::clone(&shutdown),
         cache: Cache::new(config.url.clone()),
-        overlays,
+        layers,
         areas: Arc::clone(&areas),
     };
     let functions = assembly
@@ -106,10 +109,10 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
 fn start_areas(
     config: &Config,
     assembly: &Assembly,
-    overlays: &Arc<Overlays>,
+    layers: &Layers,
     events: EventSink,
 ) -> anyhow::Result<Areas> {
-    let overlays = Arc::clone(overlays);
+    let layers = layers.clone();
     let later = Arc::new(assembly.later(config));
     let tell = move |area: &Area, news: News| {
         let name = area.name.clone();
@@ -118,7 +121,7 @@ fn start_areas(
                 let (source, path) = (area.source.to_string(), area.path.display().to_string());
                 tracing::info!(area = name, source, path, "mounted");
                 events.publish(Event::AreaMounted { area: name, source, path });
-                Later::insert_all_below(&later, &area.path, &overlays);
+                Later::insert_all_below(&later, &area.path, &layers);
             }
             News::Lost { cause } => {
                 tracing::warn!(area = name, cause, "an area cannot be used");
@@ -181,7 +184,7 @@ struct Whole {
     gadget: Arc<Gadget>,
     shutdown: Arc<EventFd>,
     cache: Arc<Cache>,
-    overlays: Arc<Overlays>,
+    layers: Layers,
     areas: Arc<Areas>,
 }
 
@@ -200,7 +203,11 @@ impl Daemon for Whole {
     }
 
     fn overlays(&self) -> Option<&Arc<Overlays>> {
-        Some(&self.overlays)
+        Some(&self.layers.overlays)
+    }
+
+    fn expander(&self) -> Option<&Arc<Expander>> {
+        Some(&self.layers.expander)
     }
 
     fn areas(&self) -> Vec<AreaReport> {

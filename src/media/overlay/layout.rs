@@ -137,7 +137,7 @@ impl Geometry {
             .filter(|geometry| geometry.clusters() * ENTRY <= L2_LEN_MAX)
     }
 
-    fn with(ByteLen(len): ByteLen, cluster_bits: u32) -> Option<Self> {
+    pub(super) fn with(ByteLen(len): ByteLen, cluster_bits: u32) -> Option<Self> {
         if len == 0 || len > i64::MAX.unsigned_abs() / 2 {
             return None;
         }
@@ -220,7 +220,7 @@ impl Geometry {
 
     /// The L2 entries of the clusters from `first` on, with these bits.
     pub(super) fn entries(&self, first: u64, bits: impl Iterator<Item = u32>) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(bits.size_hint().0.saturating_mul(ByteLen(ENTRY).to_usize()));
         for (cluster, bits) in (first..).zip(bits) {
             let place = self.data(ByteOffset(cluster * self.cluster())).0;
             bytes.extend_from_slice(&(place | COPIED).to_be_bytes());

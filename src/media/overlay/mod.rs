@@ -156,6 +156,9 @@ impl Overlay {
     ) -> Result<Self, OverlayError> {
         let Opened { path, file, head, store, folder } = opened;
         let fail = |source| OverlayErrorKind::Storage.at(&path, Some(source));
+        if !temporary {
+            sidecar::merge(runtime_dir, &file, head.mark.id, &store).map_err(fail)?;
+        }
         let sidecar = (!temporary).then(|| Sidecar::open(runtime_dir, &file, head.mark.id, &store));
         let sidecar = sidecar.and_then(|opened| {
             let warn = |error: &io::Error| {

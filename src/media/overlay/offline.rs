@@ -7,7 +7,7 @@ use std::{
     io::{self, Read},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
-        fs::{FileExt, OpenOptionsExt},
+        fs::{FileExt, MetadataExt, OpenOptionsExt, fchown},
     },
     path::{Path, PathBuf},
     thread,
@@ -20,7 +20,7 @@ use super::{
     OverlayState,
     error::Foreign,
     layout::{Geometry, Head, Mark, NAME_MAX},
-    sidecar::{self, Sidecar},
+    sidecar,
     store::{BlockFile, LoadError, Store, format},
     worker,
 };
@@ -74,7 +74,7 @@ impl Origin {
         }
     }
 
-    fn head(&self, at: &Path) -> Result<Head, OverlayError> {
+    pub(super) fn head(&self, at: &Path) -> Result<Head, OverlayError> {
         let geometry = Geometry::new(self.len).ok_or_else(|| Kind::TooLarge.at(at, None))?;
         if self.name.len() > NAME_MAX {
             return Err(Kind::NameTooLong.at(at, None));
@@ -168,7 +168,7 @@ fn open(path: &Path) -> Result<Opened, OverlayError> {
 }
 
 /// One of which nothing is here, in place of whatever is at `path`.
-fn make(path: &Path, head: &Head) -> Result<Opened, OverlayError> {
+pub(super) fn make(path: &Path, head: &Head) -> Result<Opened, OverlayError> {
     let fail = |error| Storage.at(path, Some(error));
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -206,8 +206,7 @@ pub fn status(path: &Path, runtime_dir: &Path) -> Result<(PathBuf, OverlayState)
 /// Adds what a daemon knew that was killed, and stores it.
 fn merge(opened: &Opened, runtime_dir: &Path) -> Result<(), OverlayError> {
     let fail = |error| Storage.at(&opened.path, Some(error));
-    // Who may not read what the daemon keeps to itself sees what was synced.
-    let _ = Sidecar::open(runtime_dir, &opened.file, opened.head.mark.id, &opened.store);
+    sidecar::merge(runtime_dir, &opened.file, opened.head.mark.id, &opened.store).map_err(fail)?;
     if opened.store.is_dirty() {
         opened.store.store(&opened.file).map_err(fail)?;
     }
@@ -265,7 +264,12 @@ pub(super) fn renew_in_place(
     if origin.stored == head.mark.base_len {
         origin.len = head.geometry.len();
     }
-    drop(make(path, &origin.head(path)?)?);
+    let new = make(path, &origin.head(path)?)?;
+    // Who may read it stays; what cannot be given away is the daemon's.
+    let _ = old.metadata().and_then(|old| {
+        new.file.set_permissions(old.permissions())?;
+        fchown(&new.file, Some(old.uid()), Some(old.gid()))
+    });
     sidecar::remove(runtime_dir, old);
     Ok(())
 }

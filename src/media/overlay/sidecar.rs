@@ -31,21 +31,17 @@ pub(super) struct Sidecar {
 }
 
 impl Sidecar {
-    /// Opens that of an overlay, and adds what it knows to `store`; makes an empty one where there is none.
+    /// That of an overlay, which knows what is in `store`; one is made where there is none.
     pub(super) fn open(dir: &Path, overlay: &File, id: [u8; 16], store: &Store) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let path = path(dir, overlay)?;
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let file = options.custom_flags(libc::O_NOFOLLOW).open(&path)?;
-        let head = head(id)?;
         let mut found = [0; HEAD];
-        let is_its = file.read_exact_at(&mut found, 0).is_ok() && found == head;
-        if is_its {
-            read(&file, store)?;
-        } else {
+        if file.read_exact_at(&mut found, 0).is_err() || found != head(id)? {
             file.set_len(0)?;
-            file.write_all_at(&head, 0)?;
+            file.write_all_at(&head(id)?, 0)?;
         }
         file.set_len(WORDS_AT + store.geometry().clusters() * WORD)?;
         Ok(Self { file, path })
@@ -70,6 +66,16 @@ impl Sidecar {
         // One that stays is no harm: it says what the overlay says.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Adds what is known of an overlay, if anything is, to `store`.
+pub(super) fn merge(dir: &Path, overlay: &File, id: [u8; 16], store: &Store) -> io::Result<()> {
+    let file = match File::open(path(dir, overlay)?) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let mut found = [0; HEAD];
+    if file.read_exact_at(&mut found, 0).is_ok() && found == head(id)? { read(&file, store) } else { Ok(()) }
 }
 
 /// Removes that of an overlay which is stored, or gone.

@@ -28,6 +28,8 @@ use crate::units::{ByteLen, ByteRange};
 const STORE_EVERY: Duration = Duration::from_secs(5);
 /// The command that waits for a copy hears of its failure at once; later there is none that does.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
+/// Those of commands that the host has broken off, too.
+const COPIES_MAX: usize = 64;
 /// How often a base that fetches is asked again if it wakes nobody.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -79,10 +81,15 @@ impl Bell {
             }
         }
         for at in torn.into_iter().flatten() {
-            if !state.copies.contains(&at) {
-                state.copies.push_back(at);
-                self.changed.notify_all();
+            if state.copies.contains(&at) {
+                continue;
             }
+            // Asked for again when there is room: each that is done wakes the drive.
+            if state.copies.len() >= COPIES_MAX {
+                return Ok(true);
+            }
+            state.copies.push_back(at);
+            self.changed.notify_all();
         }
         Ok(state.copies.iter().any(|at| touched.contains(at)))
     }
