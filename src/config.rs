@@ -26,7 +26,10 @@ use self::{area::RawArea, drive::RawDrive, url::RawUrl};
 use crate::{
     bot::StallPolicy,
     gadget::{EngineKind, Speed},
-    media::url::{CacheOptions, Secret},
+    media::{
+        overlay::Place,
+        url::{CacheOptions, Secret},
+    },
     schedule::Schedule,
     scsi::Kind,
     storage::Area,
@@ -142,6 +145,8 @@ pub struct Drive {
     pub image: Option<StartImage>,
     /// Whether the host may write to images inserted without a word about it. Never true of an optical drive.
     pub rw: bool,
+    /// Where the host's writes go, if not into the image.
+    pub overlay: Option<Place>,
     /// Bytes in a block while it is a disk: 512 or 4096.
     pub block_size: BlockSize,
     /// How long an operation on the image may take before its command is given up: 1 to 25 seconds.

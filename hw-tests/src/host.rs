@@ -221,12 +221,22 @@ impl Lun {
     /// # Errors
     /// The host could not write them.
     pub fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.write_unsynced(at, bytes)?;
+        self.open_rw(Caching::Direct)
+            .and_then(|file| file.sync_all())
+            .with_context(|| format!("cannot write {} at {at}", self.node.display()))
+    }
+
+    /// As [`Lun::write_at`], but nothing says that it is to be durable.
+    ///
+    /// # Errors
+    /// The host could not write them.
+    pub fn write_unsynced(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let file =
             self.open_rw(Caching::Direct).with_context(|| format!("cannot open {}", self.node.display()))?;
         let mut buffer = AlignedBuffer::new(bytes.len());
         buffer.bytes().copy_from_slice(bytes);
         file.write_all_at(buffer.bytes(), at)
-            .and_then(|()| file.sync_all())
             .with_context(|| format!("cannot write {} at {at}", self.node.display()))
     }
 

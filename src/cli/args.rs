@@ -29,6 +29,9 @@ Examples:
     ringdrive events --json inserted ejected
   Watch how fast the host reads, and how long it waits:
     ringdrive stats cd
+  A disk whose image stays as it is, whatever the host writes:
+    ringdrive insert flash golden.img --overlay test-1.qcow2
+    ringdrive overlay discard flash
   Keep others out for a while:
     export RINGDRIVE_KEY=$(ringdrive lock cd)
     ringdrive insert cd debian.iso
@@ -77,6 +80,8 @@ pub(super) enum Command {
     Unlock(Unlock),
     /// Change a setting of a drive.
     Set(Set),
+    /// Keep, drop or copy what the host wrote to an image with an overlay.
+    Overlay(Overlay),
     /// Unplug the whole gadget from the host and plug it in again, keyboard and mouse too.
     Replug,
     /// Print events as they happen, until interrupted.
@@ -151,6 +156,10 @@ Examples:
     ringdrive insert cd https://files.example/debian.iso --sha256sums --keep
   From a server without byte ranges, which must be downloaded first:
     ringdrive insert cd http://old.example/tools.iso --download
+  A disk that the host may write to, while its image stays as it is:
+    ringdrive insert flash golden.img --overlay test-1.qcow2
+  The same, and what was written is gone with the eject:
+    ringdrive insert flash golden.img --overlay tmp
   With a password or token, from a file that only the daemon's user may read:
     ringdrive insert cd https://files.example/private.iso --credentials /etc/ringdrive/credentials
 
@@ -172,6 +181,10 @@ pub(super) struct Insert {
     /// Do not let the host write to it.
     #[arg(long)]
     pub(super) ro: bool,
+    /// Let the host write to this file instead of the image, or to one that is gone with the eject (tmp). A new file is made; one
+    /// that is there is gone on with.
+    #[arg(long, value_name = "FILE|tmp", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["ro", "send_fd"])]
+    pub(super) overlay: Option<PathBuf>,
     /// Refuse unless the drive is of this kind.
     #[arg(long, value_parser = ["optical", "disk"])]
     pub(super) kind: Option<String>,
@@ -202,6 +215,74 @@ pub(super) struct Url {
     /// Who to be to which server.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub(super) credentials: Option<PathBuf>,
+}
+
+const OVERLAY_HELP: &str = "\
+TARGET is the number or name of a drive, or, with a / in it, the file of an overlay that is in no drive. Such a file needs no
+daemon, but the right to write to it and, for a commit, to its image.
+
+Examples:
+  How much the host has written:
+    ringdrive overlay status flash
+  Back to the golden image; the host sees another medium:
+    ringdrive overlay discard flash
+  The golden image is what the host made of it; the drive is empty meanwhile:
+    ringdrive overlay commit flash
+  A copy of what the host sees:
+    ringdrive overlay export flash /srv/images/copy.img
+  The same of one that was ejected:
+    ringdrive overlay export ./test-1.qcow2 copy.img
+
+An overlay is a qcow2 file over a raw image: when it is in no drive, qemu-img reads it as well. docs/overlays.md has the rest.";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = OVERLAY_HELP)]
+pub(super) struct Overlay {
+    #[command(subcommand)]
+    pub(super) action: OverlayAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum OverlayAction {
+    /// Show the overlay's file, its image, and how much was written.
+    Status {
+        /// A drive, or a file.
+        target: String,
+    },
+    /// Write what the host wrote to the image, and begin the overlay anew. The drive is empty meanwhile.
+    Commit(OverlayChange),
+    /// Drop what the host wrote. The host sees another medium.
+    Discard(OverlayChange),
+    /// Copy what the host sees into a new file, as a raw image. Fails if the host writes meanwhile.
+    Export {
+        #[command(flatten)]
+        change: OverlayChange,
+        /// The new file.
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OverlayChange {
+    /// A drive, or a file.
+    pub(super) target: String,
+    /// Even if the host has the drive in use; what it still keeps in memory is lost then.
+    #[arg(long, short)]
+    pub(super) force: bool,
+    #[command(flatten)]
+    pub(super) key: Key,
+}
+
+impl Overlay {
+    pub(super) fn target(&self) -> &str {
+        match &self.action {
+            OverlayAction::Status { target } => target,
+            OverlayAction::Commit(change)
+            | OverlayAction::Discard(change)
+            | OverlayAction::Export { change, .. } => &change.target,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,5 @@
 //! `ringdrive`, the command line: a client of the control socket. Knows the protocol and nothing of the rooms behind it but the
-//! types that the protocol carries.
+//! types that the protocol carries, and overlays that are in no drive.
 //!
 //! Completions and man pages come out of the program itself, so that they are there wherever the program is, and of its
 //! version. The daemon's arguments are here for the sake of its man page.
@@ -7,6 +7,7 @@
 mod args;
 mod daemon;
 mod download;
+mod overlay;
 mod show;
 mod stats;
 
@@ -28,6 +29,8 @@ use serde_json::{Map, Value, json};
 
 use crate::control::{Client, ClientError, with_sources};
 use crate::drive::ImageState;
+use crate::media::compressed::Expander;
+use crate::media::overlay::OverlayError;
 use crate::media::url::is_url;
 use args::{Arguments, Command};
 pub use daemon::DaemonArgs;
@@ -43,6 +46,16 @@ enum Failure {
     Man { path: String, source: io::Error },
     #[error("{0} goes with a URL; leave it away, or give http://… or https://…")]
     NoUrl(&'static str),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    #[error(
+        "there is no overlay in drive {0:?}; insert its image with --overlay, or name an overlay's file with a / in it"
+    )]
+    NoOverlay(String),
+    #[error(
+        "an overlay goes with an image that is a file; of a URL: insert it with --keep first, which makes a file of it"
+    )]
+    UrlOverlay,
     #[error("the path {0:?} is not UTF-8, which the protocol needs; try --send-fd")]
     Path(std::path::PathBuf),
     #[error("cannot write the output; check where it goes")]
@@ -55,8 +68,8 @@ impl Failure {
     /// As documented in `--help`.
     fn exit_code(&self) -> u8 {
         match self {
-            Self::Client(ClientError::Refused { .. }) => 1,
-            Self::Path(_) | Self::NoUrl(_) => 2,
+            Self::Client(ClientError::Refused { .. }) | Self::Overlay(_) | Self::NoOverlay(_) => 1,
+            Self::Path(_) | Self::NoUrl(_) | Self::UrlOverlay => 2,
             Self::Client(ClientError::Unreachable { .. }) => 3,
             Self::Client(ClientError::Timeout(_)) => 4,
             Self::Client(ClientError::Closed | ClientError::Protocol(_) | ClientError::Io(_))
@@ -108,12 +121,15 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
         }
         Command::Events { events } => follow(arguments, events),
         Command::Stats(stats) => stats::run(arguments, stats),
+        Command::Overlay(overlay) => overlay::run(arguments, overlay),
         Command::Version => version(arguments),
         command => {
             let (method, params, file) = request(command)?;
             let file = file.as_ref().map(AsFd::as_fd);
             let result = match command {
-                Command::Insert(insert) if insert.url.download => download::run(arguments, &params)?,
+                Command::Insert(insert) if insert.url.download || Expander::is_compressed(&insert.file) => {
+                    download::run(arguments, "insert", &params)?
+                }
                 _ => connect(arguments)?.call(method, &params, file)?,
             };
             match arguments.json {
@@ -170,7 +186,10 @@ fn request(command: &Command) -> Result<(&'static str, Value, Option<File>), Fai
 fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     let mut params = Map::new();
     if let Some(url) = insert.file.to_str().filter(|file| !insert.send_fd && is_url(file)) {
-        return Ok((url_params(insert, url)?, None));
+        return match insert.overlay {
+            Some(_) => Err(Failure::UrlOverlay),
+            None => Ok((url_params(insert, url)?, None)),
+        };
     }
     let args::Url { sha256, sha256sums, keep, download, credentials } = &insert.url;
     let alone = [
@@ -190,6 +209,13 @@ fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     }
     if let Some(kind) = &insert.kind {
         params.insert("kind".to_owned(), json!(kind));
+    }
+    if let Some(overlay) = &insert.overlay {
+        let tmp = Path::new("tmp");
+        let path =
+            if overlay == tmp { tmp.to_owned() } else { std::path::absolute(overlay).map_err(open_error)? };
+        let path = path.to_str().ok_or_else(|| Failure::Path(path.clone()))?;
+        params.insert("overlay".to_owned(), json!(path));
     }
     if !insert.send_fd {
         let path = path.to_str().ok_or_else(|| Failure::Path(path.clone()))?;

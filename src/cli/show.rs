@@ -86,6 +86,9 @@ fn row(report: &DriveReport) -> [String; 8] {
     {
         flags.push(format!("{}% here", percent(fetch.here, image.bytes)));
     }
+    if drive.image.as_ref().is_some_and(|image| image.overlay.is_some()) {
+        flags.push("overlay".to_owned());
+    }
     let rw = drive.image.as_ref().map_or(drive.rw, |image| image.rw);
     let dash = || "-".to_owned();
     let awaited = report.awaited.as_ref().map(|awaited| &awaited.image);
@@ -137,7 +140,12 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// An image, in a sentence.
 pub(super) fn image(image: &ImageState) -> String {
-    let mode = if image.rw { "read-write" } else { "read-only" };
+    let mode = match (image.rw, &image.overlay) {
+        (_, Some(overlay)) if overlay.temporary => "with a temporary overlay",
+        (_, Some(_)) => "with an overlay",
+        (true, None) => "read-write",
+        (false, None) => "read-only",
+    };
     format!("{} ({}, {mode})", printable(&image.name), ByteLen(image.bytes))
 }
 
@@ -212,6 +220,10 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         Event::Fetching { drive, image, here, total } => {
             let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();
             format!("drive {}: {}{of} of {} are here\n", drive.0, ByteLen(here), printable(&image))
+        }
+        Event::Copying { drive, to, done, total } => {
+            let (done, total) = (ByteLen(done), ByteLen(total));
+            format!("drive {}: {done} of {total} are copied to {}\n", drive.0, printable(&to))
         }
         Event::Fetched { drive, image, checked, kept } => {
             let checked = if checked { ", with the right checksum" } else { "" };

@@ -10,7 +10,10 @@ use toml::Spanned;
 
 use super::{ConfigError, Drive, SERIAL_LEN_MAX, Source, StartImage};
 use crate::{
-    media::url::{Secret, check, is_url},
+    media::{
+        overlay::Place,
+        url::{Secret, check, is_url},
+    },
     scsi::Kind,
     units::BlockSize,
 };
@@ -30,6 +33,7 @@ pub(super) struct RawDrive {
     kind: Kind,
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
+    overlay: Option<Spanned<String>>,
     block_size: Option<Spanned<u32>>,
     deadline_ms: Option<Spanned<u64>>,
     vendor: Option<Spanned<String>>,
@@ -46,6 +50,7 @@ impl Drive {
             kind,
             image: None,
             rw: false,
+            overlay: None,
             block_size: BlockSize::B512,
             deadline: DEADLINE_DEFAULT,
             vendor: VENDOR_DEFAULT.to_owned(),
@@ -84,6 +89,7 @@ impl RawDrive {
                 "remove rw, or set kind = \"disk\"",
             ));
         }
+        let overlay = overlay(self.overlay, kind, self.image.is_some(), source)?;
         let block_size = disk_block_size(self.block_size, kind, source)?;
         let deadline = deadline(self.deadline_ms, source)?;
         let inquiry = |value: Option<Spanned<String>>, key, len, default: &str| {
@@ -94,6 +100,7 @@ impl RawDrive {
             kind,
             image: self.image.map(|value| image(value, source)).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
+            overlay,
             block_size,
             deadline,
             vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,
@@ -117,6 +124,26 @@ fn image(value: Spanned<String>, source: &Source<'_>) -> Result<StartImage, Conf
             "write http://SERVER/PATH or https://SERVER/PATH",
         )),
     }
+}
+
+fn overlay(
+    value: Option<Spanned<String>>,
+    kind: Kind,
+    has_image: bool,
+    source: &Source<'_>,
+) -> Result<Option<Place>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    if kind == Kind::Optical || !has_image {
+        let (cause, cure) = match has_image {
+            true => ("an optical drive cannot be written to", "remove overlay, or set kind = \"disk\""),
+            false => ("an overlay needs an image below it", "add image, or remove overlay"),
+        };
+        return Err(source.invalid(value.span(), cause, cure));
+    }
+    Ok(Some(match value.get_ref().as_str() {
+        "tmp" => Place::Temporary,
+        _ => Place::File(source.absolute(value, "overlay")?),
+    }))
 }
 
 fn deadline(value: Option<Spanned<u64>>, source: &Source<'_>) -> Result<Duration, ConfigError> {

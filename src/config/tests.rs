@@ -246,6 +246,24 @@ fn too_many_or_too_few_drives_and_functions_are_refused() {
 }
 
 #[test]
+fn an_overlay_is_of_a_disk_with_an_image() {
+    use crate::media::overlay::Place;
+    let with =
+        |rest: &str| Config::parse(&with_drive(rest), "a").unwrap().functions[0].drives[0].overlay.clone();
+    let disk = "kind = 'disk'\nimage = '/a'\n";
+    assert_eq!(with(disk), None);
+    assert_eq!(with(&format!("{disk}overlay = 'tmp'")), Some(Place::Temporary));
+    assert_eq!(with(&format!("{disk}overlay = '/b'")), Some(Place::File("/b".into())));
+    check_refusal(&with_drive("kind = 'disk'\noverlay = '/b'"), "6:11", &["needs an image", "add image"]);
+    check_refusal(
+        &with_drive("kind = 'optical'\nimage = '/a'\noverlay = '/b'"),
+        "7:11",
+        &["cannot be written to", "kind = \"disk\""],
+    );
+    check_refusal(&with_drive("kind = 'disk'\nimage = '/a'\noverlay = 'b'"), "7:11", &["absolute path"]);
+}
+
+#[test]
 fn a_writable_cd_is_refused_and_a_writable_disk_is_not() {
     check_refusal(
         &with_drive("kind = 'optical'\nrw = true"),

@@ -51,11 +51,13 @@ pub enum ErrorKind {
     TooManyClients,
     /// The image behind a URL cannot be had.
     Url,
+    /// The overlay cannot be used, or there is none.
+    Overlay,
 }
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Parse,
         Self::InvalidRequest,
         Self::MethodNotFound,
@@ -78,6 +80,7 @@ impl ErrorKind {
         Self::NotPermitted,
         Self::TooManyClients,
         Self::Url,
+        Self::Overlay,
     ];
 
     /// JSON-RPC's own code, or ours: from 1.
@@ -105,6 +108,7 @@ impl ErrorKind {
             Self::NotPermitted => 16,
             Self::TooManyClients => 17,
             Self::Url => 18,
+            Self::Overlay => 19,
         }
     }
 
@@ -133,6 +137,7 @@ impl ErrorKind {
             Self::NotPermitted => "not_permitted",
             Self::TooManyClients => "too_many_clients",
             Self::Url => "url",
+            Self::Overlay => "overlay",
         }
     }
 }

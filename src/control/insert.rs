@@ -5,22 +5,28 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::OPENING_MAX;
 use super::failure::{ErrorKind, Failure, with_sources};
 use super::inbox::{EventSink, Pending, Reply};
+use super::overlay;
 use super::protocol::ImageSource;
 use super::source::UrlSource;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
+use crate::media::compressed::{Expander, OpenError};
+use crate::media::overlay::{Overlays, Place};
 use crate::media::url::{Cache, Report, Reporter, UrlOptions, shown};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::scsi::Kind;
+use crate::units::BlockSize;
 
 /// How long a function's thread may take to say what its drives are. It answers between two commands of the host.
 const STATE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between two events about an image that is being expanded.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
 
 /// The right to one thread that may block.
 #[derive(Debug)]
@@ -51,6 +57,8 @@ pub(super) struct Insert {
     pub(super) source: Source,
     pub(super) kind: Option<Kind>,
     pub(super) rw: Option<bool>,
+    pub(super) overlay: Option<(Place, Arc<Overlays>)>,
+    pub(super) expander: Option<Arc<Expander>>,
 }
 
 /// An image that is not opened yet.
@@ -103,10 +111,17 @@ fn no_descriptor() -> Failure {
 impl Insert {
     /// Opens the image and hands it to the function; may block for as long as a file server does.
     pub(super) fn run(self, pending: Pending) {
-        let Self { function, drive, lun, source, kind, rw } = self;
+        let Self { function, drive, lun, source, kind, rw, overlay, expander } = self;
         let opened = current_state(&function, lun).and_then(|state| {
+            let rw = if overlay.is_some() { Some(true) } else { rw };
             let (access, block_size) = (check(&state, kind, rw)?, state.block_size);
             match source {
+                Source::Path(path) if let Some((place, overlays)) = &overlay => {
+                    overlay::open(overlays, Path::new(&path), place, block_size)
+                }
+                Source::Path(path) if let Some(expander) = &expander => {
+                    open_path(&state, path, rw, (access, block_size), expander, &pending)
+                }
                 Source::Path(path) => boxed(Image::open(Path::new(&path), access, block_size)),
                 Source::Descriptor { descriptor, name } => {
                     boxed(Image::from_fd(descriptor, name.into(), access, block_size))
@@ -132,7 +147,7 @@ impl Insert {
     }
 }
 
-fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
+pub(super) fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
     let (tx, rx) = crossbeam_channel::bounded(1);
     function.send(Request::State {
         reply: ReplyTo::new(move |drives| {
@@ -170,7 +185,39 @@ fn check(state: &DriveState, kind: Option<Kind>, rw: Option<bool>) -> Result<Acc
 fn boxed(opened: Result<Image, MediaError>) -> Result<Box<dyn Medium>, Failure> {
     match opened {
         Ok(image) => Ok(Box::new(image)),
-        Err(error) => Err(Failure::from_message(ErrorKind::Image, &with_sources(&error))),
+        Err(error) => Err(Failure::from(&error)),
+    }
+}
+
+/// A compressed image is read-only, also in a drive whose images are writable by default.
+fn open_path(
+    state: &DriveState,
+    path: String,
+    rw: Option<bool>,
+    (access, block_size): (Access, BlockSize),
+    expander: &Expander,
+    pending: &Pending,
+) -> Result<Box<dyn Medium>, Failure> {
+    let is_compressed = Expander::is_compressed(Path::new(&path));
+    let access = if is_compressed && rw != Some(true) { Access::ReadOnly } else { access };
+    let (events, drive, mut report_at) = (pending.events(), state.drive, Instant::now());
+    let name = path.clone();
+    let mut progress = |here, total| {
+        if report_at <= Instant::now() {
+            events.publish(Event::Fetching { drive, image: name.clone(), here, total: Some(total) });
+            report_at = Instant::now() + REPORT_EVERY;
+        }
+        pending.is_wanted()
+    };
+    match expander.open(Path::new(&path), access, block_size, &mut progress) {
+        Ok(image) => Ok(Box::new(image)),
+        Err(error) => {
+            let error: &dyn std::error::Error = match &error {
+                OpenError::Expand(error) => error,
+                OpenError::Image(error) => error,
+            };
+            Err(Failure::from_message(ErrorKind::Image, &with_sources(error)))
+        }
     }
 }
 

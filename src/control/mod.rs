@@ -23,6 +23,7 @@ mod connection;
 mod failure;
 mod inbox;
 mod insert;
+mod overlay;
 mod peer;
 pub mod protocol;
 mod server;

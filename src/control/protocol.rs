@@ -10,6 +10,8 @@ use serde_json::{Map, Value, json};
 
 pub use super::failure::ErrorKind;
 use super::failure::Failure;
+use super::overlay::Action;
+use super::source::checked_path;
 pub(super) use super::source::{ImageSource, InsertParams};
 pub use super::stats::{DriveStats, Latencies, LatencyStats, OpcodeStats};
 use crate::bot::StallPolicy;
@@ -41,6 +43,8 @@ pub enum Method {
     Unlock,
     /// Change a setting of a drive.
     Set,
+    /// Do something with what the host wrote to an overlay.
+    Overlay,
     /// Unplug the gadget from the host and plug it in again.
     Replug,
     /// Ask for events.
@@ -53,7 +57,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::State,
         Self::Stats,
         Self::Insert,
@@ -61,6 +65,7 @@ impl Method {
         Self::Lock,
         Self::Unlock,
         Self::Set,
+        Self::Overlay,
         Self::Replug,
         Self::Subscribe,
         Self::Version,
@@ -77,6 +82,7 @@ impl Method {
             Self::Lock => "lock",
             Self::Unlock => "unlock",
             Self::Set => "set",
+            Self::Overlay => "overlay",
             Self::Replug => "replug",
             Self::Subscribe => "subscribe",
             Self::Version => "version",
@@ -103,6 +109,7 @@ pub(super) enum Call {
     Lock(KeyParams),
     Unlock(UnlockParams),
     Set(DriveRef, Option<String>, Change),
+    Overlay(OverlayParams, Action),
     Replug,
     Subscribe(EventSet),
     Version,
@@ -156,6 +163,17 @@ struct SetParams {
     rw: Option<bool>,
     kind: Option<Kind>,
     stall: Option<StallPolicy>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OverlayParams {
+    pub(super) drive: DriveRef,
+    action: String,
+    file: Option<String>,
+    #[serde(default)]
+    pub(super) force: bool,
+    pub(super) key: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -217,11 +235,12 @@ pub const fn event_name(event: &Event) -> &'static str {
         Event::Failed { .. } => "failed",
         Event::Fetching { .. } => "fetching",
         Event::Fetched { .. } => "fetched",
+        Event::Copying { .. } => "copying",
     }
 }
 
 /// Every [`event_name`].
-pub const EVENTS: [&str; 18] = [
+pub const EVENTS: [&str; 19] = [
     "inserted",
     "ejected",
     "prevented",
@@ -240,6 +259,7 @@ pub const EVENTS: [&str; 18] = [
     "failed",
     "fetching",
     "fetched",
+    "copying",
 ];
 
 /// A choice of events: bit n is `EVENTS[n]`.
@@ -385,6 +405,7 @@ fn parse_call(mut message: Map<String, Value>) -> Result<Call, Failure> {
         }
         Method::Unlock => Call::Unlock(typed(params)?),
         Method::Set => parse_set(typed(params)?)?,
+        Method::Overlay => parse_overlay(typed(params)?)?,
         Method::Subscribe => Call::Subscribe(match typed::<SubscribeParams>(params)?.events {
             None => EventSet::ALL,
             Some(names) => EventSet::parse(&names)?,
@@ -405,6 +426,20 @@ fn parse_set(params: SetParams) -> Result<Call, Failure> {
         _ => return Err(Failure::params("set takes exactly one of `rw`, `kind` and `stall`")),
     };
     Ok(Call::Set(params.drive, params.key, change))
+}
+
+fn parse_overlay(params: OverlayParams) -> Result<Call, Failure> {
+    let action = match (params.action.as_str(), &params.file) {
+        ("commit", None) => Action::Commit,
+        ("discard", None) => Action::Discard,
+        ("export", Some(file)) => Action::Export(checked_path("file", file)?.into()),
+        _ => {
+            return Err(Failure::params(
+                "`action` is commit, discard, or export, which alone takes a `file`, and must",
+            ));
+        }
+    };
+    Ok(Call::Overlay(params, action))
 }
 
 fn check_new_key(key: Option<&str>) -> Result<(), Failure> {

@@ -26,6 +26,8 @@ use super::socket::{Listener, SocketError, find_group};
 use super::{CLIENTS_MAX, REQUESTS_PER_CLIENT_MAX, stats};
 use crate::config;
 use crate::drive::{DriveIndex, Handle};
+use crate::media::compressed::Expander;
+use crate::media::overlay::Overlays;
 use crate::media::url::Cache;
 use crate::storage::AreaReport;
 
@@ -46,6 +48,14 @@ pub trait Daemon: Send + Sync {
     fn shutdown(&self);
     /// Where images behind URLs are fetched to; `None`: they are refused.
     fn cache(&self) -> Option<&Arc<Cache>> {
+        None
+    }
+    /// Who expands compressed images; `None`: they are served as they are.
+    fn expander(&self) -> Option<&Arc<Expander>> {
+        None
+    }
+    /// Who makes overlays; `None`: they are refused.
+    fn overlays(&self) -> Option<&Arc<Overlays>> {
         None
     }
     /// The storage areas. Called on the server's thread; must not block.

@@ -12,10 +12,14 @@ use serde_json::{Value, json};
 use super::failure::{ErrorKind, Failure};
 use super::inbox::{Pending, Reply};
 use super::insert::{Insert, Permit, Source};
-use super::protocol::{Call, Change, DriveRef, DriveReport, InsertParams, PROTOCOL_VERSION, drive_result};
+use super::overlay::{Act, Action};
+use super::protocol::{
+    Call, Change, DriveRef, DriveReport, InsertParams, OverlayParams, PROTOCOL_VERSION, drive_result,
+};
 use super::server::{Daemon, FunctionHandle};
 use super::stats::Detail;
 use crate::drive::{DriveIndex, DriveState, DriveStatistics, Handle, Refusal, ReplyTo, Request, Setting};
+use crate::media::overlay::Overlays;
 
 /// The drives, their locks, and the daemon.
 pub(super) struct Service {
@@ -75,6 +79,10 @@ impl Service {
             },
             Call::Set(drive, key, change) => match self.unlocked(&drive, key.as_deref()) {
                 Ok((drive, place)) => return set(drive, place, change, pending),
+                Err(failure) => Err(failure),
+            },
+            Call::Overlay(params, action) => match self.overlay(&params, action) {
+                Ok((act, permit)) => return spawn(permit, pending, move |pending| act.run(pending)),
                 Err(failure) => Err(failure),
             },
             Call::Lock(params) => self.lock(&params.drive, params.key),
@@ -183,11 +191,36 @@ impl Service {
     }
 
     fn insert(&self, params: InsertParams, descriptors: Vec<OwnedFd>) -> Result<(Insert, Permit), Failure> {
+        let overlay =
+            params.overlay()?.map(|place| Ok::<_, Failure>((place, self.overlays()?))).transpose()?;
         let source = Source::new(params.source()?, descriptors, self.daemon.cache())?;
         let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
         let InsertParams { kind, rw, .. } = params;
-        let insert = Insert { function: place.function.clone(), drive, lun: place.lun, source, kind, rw };
+        let expander = self.daemon.expander().cloned();
+        let insert = Insert {
+            function: place.function.clone(),
+            drive,
+            lun: place.lun,
+            source,
+            kind,
+            rw,
+            overlay,
+            expander,
+        };
         Ok((insert, self.permit()?))
+    }
+
+    fn overlay(&self, params: &OverlayParams, action: Action) -> Result<(Act, Permit), Failure> {
+        let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
+        let (function, lun, force) = (place.function.clone(), place.lun, params.force);
+        let act = Act { function, drive, lun, action, force, overlays: self.overlays()? };
+        Ok((act, self.permit()?))
+    }
+
+    fn overlays(&self) -> Result<Arc<Overlays>, Failure> {
+        self.daemon.overlays().cloned().ok_or_else(|| {
+            Failure::new(ErrorKind::Overlay, "this daemon has no overlays", "insert the image without one")
+        })
     }
 
     fn permit(&self) -> Result<Permit, Failure> {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::failure::Failure;
+use super::failure::{ErrorKind, Failure};
 use super::protocol::DriveRef;
+use crate::media::overlay::Place;
 use crate::media::url::{Checksum, Digest, Secret, URL_BYTES_MAX};
 use crate::scsi::Kind;
 
@@ -32,6 +33,7 @@ pub(super) struct InsertParams {
     credentials: Option<String>,
     pub(super) kind: Option<Kind>,
     pub(super) rw: Option<bool>,
+    overlay: Option<String>,
     pub(super) key: Option<String>,
 }
 
@@ -90,6 +92,25 @@ impl InsertParams {
         }
     }
 
+    /// Where the host's writes are to go, if not into the image.
+    pub(super) fn overlay(&self) -> Result<Option<Place>, Failure> {
+        let Some(overlay) = &self.overlay else { return Ok(None) };
+        if self.path.is_none() {
+            return Err(Failure::new(
+                ErrorKind::InvalidParams,
+                "only an image with a path can have an overlay",
+                "give `path`; of a URL: insert it with `keep` first, which makes a file of it",
+            ));
+        }
+        if self.rw == Some(false) {
+            return Err(Failure::params("an overlay is there to be written to; `rw: false` excludes it"));
+        }
+        Ok(Some(match overlay.as_str() {
+            "tmp" => Place::Temporary,
+            path => Place::File(checked_path("overlay", path)?.into()),
+        }))
+    }
+
     fn url_source(&self, url: &Secret) -> Result<UrlSource, Failure> {
         if self.path.is_some() || self.fd || self.name.is_some() {
             return Err(Failure::params("insert takes one of `path`, `url` and `fd: true`"));
@@ -121,7 +142,7 @@ impl InsertParams {
     }
 }
 
-fn checked_path(key: &str, path: &str) -> Result<String, Failure> {
+pub(super) fn checked_path(key: &str, path: &str) -> Result<String, Failure> {
     if !path.starts_with('/') || path.contains('\0') || path.len() > PATH_BYTES_MAX {
         return Err(Failure::params(format!(
             "`{key}` is not an absolute path of at most {PATH_BYTES_MAX} bytes"

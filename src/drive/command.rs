@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bot::StallPolicy,
     gadget::Speed,
-    media::{Medium, SourceState, url::FetchState},
+    media::{Medium, SourceState, overlay::OverlayState, url::FetchState},
     scsi::Kind,
     units::BlockSize,
 };
@@ -84,6 +84,9 @@ pub struct ImageState {
     /// How the fetching goes, of an image behind a URL.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fetch: Option<FetchState>,
+    /// What becomes of the host's writes, of an image with an overlay.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub overlay: Option<OverlayState>,
 }
 
 /// What the device port knows of the host.
@@ -250,6 +253,17 @@ pub enum Event {
         /// Of so many, if the server says so.
         total: Option<u64>,
     },
+    /// What is in an overlay, or all that the host sees of it, is being copied.
+    Copying {
+        /// Of which drive.
+        drive: DriveIndex,
+        /// The file that is written.
+        to: String,
+        /// Bytes that are.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
     /// All of an image behind a URL is here.
     Fetched {
         /// Where.
@@ -370,6 +384,15 @@ pub enum Request {
         /// The name of the image that came out.
         reply: ReplyTo<Result<String, Refusal>>,
     },
+    /// Take the image out, without what was written and is not durable yet: nobody wants it.
+    Discard {
+        /// Which drive.
+        lun: u8,
+        /// Against the host's PREVENT.
+        force: bool,
+        /// The name of the image that came out.
+        reply: ReplyTo<Result<String, Refusal>>,
+    },
     /// Change a setting.
     Set {
         /// Which drive.
@@ -445,7 +468,10 @@ impl Request {
     pub(super) fn lun(&self) -> Option<u8> {
         match self {
             Self::State { .. } | Self::Stats { .. } | Self::Stop { .. } | Self::Leave { .. } => None,
-            Self::Insert { lun, .. } | Self::Eject { lun, .. } | Self::Set { lun, .. } => Some(*lun),
+            Self::Insert { lun, .. }
+            | Self::Eject { lun, .. }
+            | Self::Discard { lun, .. }
+            | Self::Set { lun, .. } => Some(*lun),
         }
     }
 
@@ -455,7 +481,7 @@ impl Request {
             Self::State { reply } => reply.send(Vec::new()),
             Self::Stats { reply, .. } => reply.send(Vec::new()),
             Self::Insert { reply, .. } => reply.send(Err(why.clone())),
-            Self::Eject { reply, .. } => reply.send(Err(why.clone())),
+            Self::Eject { reply, .. } | Self::Discard { reply, .. } => reply.send(Err(why.clone())),
             Self::Set { reply, .. } | Self::Stop { reply } | Self::Leave { reply } => {
                 reply.send(Err(why.clone()));
             }

@@ -25,8 +25,9 @@ use crate::{
 use super::{
     data_out::{self, DataOut},
     fault::{self, Way},
-    flights::Owner,
+    flights::{On, Owner},
     function::{Function, OutEnd, Phase},
+    loaded,
     look::{ReadEnd, ReadMoved},
     pipes::{PipeError, Pipes, data_tag},
 };
@@ -119,7 +120,7 @@ impl Compound {
         &mut self,
         image: &dyn Medium,
         medium: &scsi::Medium,
-        mover: &mut impl Mover,
+        mover: &mut On<'_, impl Mover>,
         pipes: &mut Pipes<E>,
     ) -> Result<Option<Result<(), Failure>>, PipeError> {
         while !self.waiting {
@@ -303,6 +304,7 @@ impl Compound {
                 self.ahead = self.whole;
                 Step::Write
             }
+            Op::WriteAndVerify(_) if self.ahead.is_empty() => Step::Store,
             _ if self.ahead.is_empty() => Step::Done(Ok(())),
             Op::Compare(_) | Op::WriteAndVerify(_) if self.compared >= self.have => {
                 (self.host, self.have, self.compared) = (None, 0, 0);
@@ -321,7 +323,8 @@ impl Compound {
             Op::CompareAndWrite { fua, .. } => fua,
             _ => false,
         };
-        let extent = image.map(here);
+        let durable = durable && image.own_store().is_none();
+        let extent = image.map_write(here);
         if matches!(extent, Extent::Pending { .. }) {
             return None;
         }
@@ -351,7 +354,7 @@ impl Compound {
             return Some(());
         };
         self.ahead = here;
-        match image.map(here) {
+        match image.map_write(here) {
             _ if here.is_empty() => {}
             Extent::Pending { .. } => return None,
             Extent::File { file, offset, len } if len == here.len() => {
@@ -368,7 +371,7 @@ impl Compound {
     }
 
     /// An operation on the image has ended.
-    fn moved(&mut self, done: Moved) {
+    fn moved(&mut self, done: Moved, image: &dyn Medium) {
         self.waiting = false;
         let way = if done.op == MoveOp::Read { Way::Read } else { Way::Write };
         match (done.op, done.result, done.buf) {
@@ -382,10 +385,20 @@ impl Compound {
             (MoveOp::Read, Ok(_), _) => self.fail(FaultKind::Truncated, way),
             (MoveOp::Write, Ok(n @ 1..), buf) => {
                 self.host = buf;
-                self.written(n);
+                let here = self.ahead.split_at(self.have.into()).0.split_at(self.stored.into()).1;
+                match image.written(here.split_at(n.into()).0) {
+                    Ok(kept @ ByteLen(1..)) => self.written(kept.to_usize()),
+                    Ok(_) => self.fail(FaultKind::NoSpace, way),
+                    Err(kind) => self.fail(kind, way),
+                }
             }
             (MoveOp::Write, Ok(_), _) => self.fail(FaultKind::NoSpace, way),
-            (MoveOp::Punch | MoveOp::Stat, Ok(_), _) => {}
+            (MoveOp::Punch, Ok(_), _) => {
+                if let Err(kind) = image.written(self.ahead) {
+                    self.fail(kind, way);
+                }
+            }
+            (MoveOp::Stat, Ok(_), _) => {}
             (MoveOp::Sync, Ok(_), _) => self.step = Step::Done(Ok(())),
         }
     }
@@ -407,15 +420,19 @@ impl Compound {
         }
     }
 
-    /// Single writes are durable by themselves where they must be.
-    fn store(&mut self, image: &dyn Medium, mover: &mut impl Mover) -> Option<()> {
-        let durable =
-            matches!(self.op, Op::WriteSame { durable: true, .. } | Op::Unmap { durable: true, .. });
-        match image.file_for_sync().filter(|_| durable) {
-            None => self.step = Step::Done(Ok(())),
-            Some(file) if mover.sync(file, OpTag(0)) => self.waiting = true,
+    /// Single writes are durable by themselves where they must be, unless the medium stores by itself.
+    fn store(&mut self, image: &dyn Medium, mover: &mut On<'_, impl Mover>) -> Option<()> {
+        let durable = match self.op {
+            Op::WriteSame { durable, .. } | Op::Unmap { durable, .. } => durable,
+            Op::CompareAndWrite { fua, .. } => fua && image.own_store().is_some(),
+            Op::WriteAndVerify(_) => image.own_store().is_some(),
+            Op::Compare(_) | Op::CompareEach(_) => false,
+        };
+        match image.file_for_sync().is_some() && durable {
+            false => self.step = Step::Done(Ok(())),
+            true if mover.store(image, OpTag(0)) => self.waiting = true,
             // There may be no room on the ring.
-            Some(_) => return None,
+            true => return None,
         }
         Some(())
     }
@@ -472,7 +489,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             self.note_lost(self.open.lun, error);
         }
         let Phase::Compound { data, .. } = &mut self.phase else { return Ok(()) };
-        data.moved(done);
+        if let Some(image) = loaded::image_of(&self.drives, self.open.lun) {
+            data.moved(done, image);
+        }
         self.pump_compound()
     }
 

@@ -93,7 +93,7 @@ impl DataOut {
         self.ended_early
     }
 
-    /// Whether what was stored is durable.
+    /// Whether what was stored is durable before the command ends.
     pub(super) fn is_durable(&self) -> bool {
         matches!(self.sink, Sink::Image { durable: true, .. })
     }
@@ -149,12 +149,19 @@ impl DataOut {
     }
 
     /// Takes a finished write.
-    pub(super) fn written(&mut self, done: Moved) {
+    pub(super) fn written(&mut self, done: Moved, medium: Option<&dyn Medium>) {
         let Some(slot) = self.pieces.get_mut(ByteLen::from(done.tag.0).to_usize()) else { return };
         let Some(mut piece) = slot.take() else { return };
         match done.result {
             // A write may be short; what comes of its rest tells why.
             Ok(n @ 1..) => {
+                let n = match medium.map(|medium| medium.written(piece.place.split_at(n.into()).0)) {
+                    Some(Ok(kept @ ByteLen(1..))) => kept.to_usize(),
+                    // Too little for the medium to keep: what is in the way of the rest is in the way of all.
+                    Some(Ok(_)) => return self.fail(FaultKind::NoSpace),
+                    Some(Err(kind)) => return self.fail(kind),
+                    None => return self.fail(FaultKind::Gone),
+                };
                 self.moved += ByteLen::from(n).0;
                 piece.from += n;
                 piece.place = piece.place.split_at(n.into()).1;
@@ -211,10 +218,10 @@ impl DataOut {
 
     /// Starts to write what came, as far as its place is at hand and the ring has room.
     fn write_pieces(&mut self, medium: &dyn Medium, mover: &mut impl Mover) {
-        let durable = self.is_durable();
+        let durable = self.is_durable() && medium.own_store().is_none();
         for (slot, tag) in self.pieces.iter_mut().zip(0..) {
             let Some(Piece { place, from, buf: held @ Some(_) }) = slot else { continue };
-            let fault = match medium.map(*place) {
+            let fault = match medium.map_write(*place) {
                 _ if self.fault.is_some() => self.fault,
                 Extent::File { file, offset, len } if len == place.len() => {
                     let part = *from..*from + len.to_usize();

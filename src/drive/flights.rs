@@ -13,6 +13,7 @@
 use std::{fs::File, ops::Range, sync::Arc, time::Duration};
 
 use crate::{
+    media::Medium,
     ring::{MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
 };
@@ -285,6 +286,23 @@ impl<M> Flights<M> {
             self.land(booked);
         }
         started
+    }
+}
+
+impl<M: Mover> On<'_, M> {
+    /// Makes durable what was written to a medium: by a sync of its file, or by itself. `false`: no room.
+    #[must_use]
+    pub(super) fn store(&mut self, image: &dyn Medium, tag: OpTag) -> bool {
+        match (image.own_store(), image.file_for_sync()) {
+            (Some(store), Some(_)) => {
+                self.flights.start(MoveOp::Sync, self.purpose, tag, |_, OpTag(ticket)| {
+                    store.begin(ticket);
+                    true
+                })
+            }
+            (None, Some(file)) => self.sync(file, tag),
+            (_, None) => false,
+        }
     }
 }
 

@@ -45,7 +45,7 @@ use super::{
     data_out::DataOut,
     flights::{self, Flights, Interest, Owner, Purpose},
     handover::Behind,
-    loaded::Loaded,
+    loaded::{self, Loaded},
     look::ReadEnd,
     pipes::{CBW, CSW, PipeError, Pipes},
     prefetch::Prefetch,
@@ -119,7 +119,7 @@ pub(super) struct Open {
     pub(super) expected: Expected,
     /// What the host transfers for it.
     pub(super) data: DataPhase,
-    /// Bytes of its parameter list, once that is there.
+    /// Bytes of its parameter list, once that is there, or of a write that is still to be made durable.
     pub(super) listed: u32,
     /// What is to be counted of it; `None` once it is.
     pub(super) tally: Option<Tally>,
@@ -377,7 +377,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             MoveOp::Write => match &mut self.phase {
                 // What is only received and dropped may meet the last writes of an abandoned command.
                 Phase::Out { data, end: OutEnd::Write(_) } => {
-                    data.written(done);
+                    data.written(done, loaded::image_of(&self.drives, purpose.lun));
                     self.pump_out()
                 }
                 _ => self.compound_moved(done),

@@ -1,6 +1,6 @@
 //! An image in a drive: what was written to it, what a stream will read next, and whether its source answers.
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use crate::{
     media::{Extent, Medium, SourceState},
@@ -11,6 +11,7 @@ use crate::{
 use super::{
     command::ImageState,
     flights::{Owner, Purpose},
+    function::Drive,
     read_ahead::ReadAhead,
 };
 
@@ -66,6 +67,11 @@ pub(super) struct Loaded {
     pub(super) stream: ReadAhead,
 }
 
+/// The image in a drive, whatever else of the function is in use.
+pub(super) fn image_of(drives: &[Drive], lun: u8) -> Option<&dyn Medium> {
+    drives.get(usize::from(lun))?.loaded.as_ref().map(|loaded| &*loaded.image)
+}
+
 impl Loaded {
     pub(super) fn new(image: Box<dyn Medium>, number: u32, slow: bool) -> Self {
         Self {
@@ -98,9 +104,9 @@ impl Loaded {
         self.stored.wrapping_add(1) != written
     }
 
-    /// The file to sync, if something was written.
-    pub(super) fn unstored_file(&self) -> Option<Arc<File>> {
-        self.image.file_for_sync().filter(|_| self.is_dirty()).cloned()
+    /// Whether something is to be made durable.
+    pub(super) fn is_unstored(&self) -> bool {
+        self.is_dirty() && self.image.file_for_sync().is_some()
     }
 
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.
@@ -145,6 +151,7 @@ impl Loaded {
             first_read: self.first_read,
             source: self.source_state(),
             fetch: self.image.fetch_state(),
+            overlay: self.image.overlay_state(),
         }
     }
 }

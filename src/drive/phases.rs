@@ -210,14 +210,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let loaded = self.drives.get(usize::from(lun)).and_then(|drive| drive.loaded.as_ref());
         let Some(loaded) = loaded else { return self.complete(pending, Err(sense::MEDIUM_NOT_PRESENT)) };
         let purpose = loaded.purpose(Owner::Command, lun);
-        let file = loaded.unstored_file();
-        let lost = loaded.lost;
         self.phase = Phase::Sync { pending, unload };
-        match file {
-            _ if lost => self.synced(purpose, Err(io::Error::from_raw_os_error(libc::EIO))),
-            Some(file) if self.mover.on(purpose).sync(&file, OpTag(0)) => Ok(()),
-            Some(_) => self.synced(purpose, Err(io::ErrorKind::ResourceBusy.into())),
-            None => self.synced(purpose, Ok(0)),
+        match loaded.is_unstored() {
+            _ if loaded.lost => self.synced(purpose, Err(io::Error::from_raw_os_error(libc::EIO))),
+            true if self.mover.on(purpose).store(&*loaded.image, OpTag(0)) => Ok(()),
+            true => self.synced(purpose, Err(io::ErrorKind::ResourceBusy.into())),
+            false => self.synced(purpose, Ok(0)),
         }
     }
 
@@ -241,10 +239,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.start_compound(op, pending)
             }
             (MediaOp::FlushSoon, ..) => {
-                let (lost, file) = (loaded.lost, loaded.unstored_file());
+                let lost = loaded.lost;
                 // One that the ring has no room for is left to the next flush.
                 let purpose = loaded.purpose(Owner::Flush, lun);
-                let _ = file.is_some_and(|file| self.mover.on(purpose).sync(&file, OpTag(0)));
+                let _ = loaded.is_unstored() && self.mover.on(purpose).store(&*loaded.image, OpTag(0));
                 self.complete(pending, if lost { Err(sense::WRITE_ERROR) } else { Ok(()) })
             }
             (MediaOp::Prefetch(_), Some(range), _) => {
@@ -330,6 +328,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if progress == Progress::Going {
             return Ok(());
         }
+        // A durable write of one that stores by itself is durable only then.
+        let stores = data.is_durable() && medium.is_some_and(|medium| medium.own_store().is_some());
         let Phase::Out { data, end } = std::mem::replace(&mut self.phase, Phase::Idle) else { return Ok(()) };
         let moved = u32::try_from(data.moved()).unwrap_or(u32::MAX);
         let status = match end {
@@ -339,6 +339,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 let result = match progress {
                     Progress::Fault(kind) => Err(self.fault(kind, Way::Write, None)),
                     Progress::Going | Progress::Done if data.ended_early() => Err(sense::DATA_PHASE_ERROR),
+                    Progress::Going | Progress::Done if stores && moved > 0 => {
+                        self.open.listed = moved;
+                        return self.start_sync(false, pending);
+                    }
                     Progress::Going | Progress::Done => Ok(()),
                 };
                 if result.is_ok() && data.is_durable() {

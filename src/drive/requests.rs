@@ -60,7 +60,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 self.disconnect();
                 self.serve();
             }
-            Request::Insert { .. } | Request::Eject { .. } | Request::Set { .. } => {
+            Request::Insert { .. }
+            | Request::Eject { .. }
+            | Request::Discard { .. }
+            | Request::Set { .. } => {
                 if self.stopping {
                     request.refuse(&Refusal::Stopped);
                 } else if self.waiting.len() >= super::command::REQUESTS_MAX {
@@ -95,6 +98,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 Request::State { .. } | Request::Stats { .. } | Request::Leave { .. } => {}
                 Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
                 Request::Eject { lun, force, reply } => self.eject_from(lun, force, reply),
+                Request::Discard { lun, force, reply } => self.discard(lun, force, reply),
                 Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
                 Request::Stop { reply } => self.stop(reply, STOP),
             }
@@ -122,7 +126,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             _ if self.open.lun != lun || !self.uses_image() => true,
             // Refused, which needs no waiting.
             Request::Insert { .. } => self.loaded(lun).is_some(),
-            Request::Eject { .. } => self.awaits_image() && waited >= PATIENCE,
+            Request::Eject { .. } | Request::Discard { .. } => self.awaits_image() && waited >= PATIENCE,
             _ => false,
         }
     }
@@ -152,6 +156,15 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             self.settle_pipes(went);
         }
         self.eject(lun, force, reply);
+    }
+
+    /// An eject that has nothing to store.
+    fn discard(&mut self, lun: u8, force: bool, reply: ReplyTo<Result<String, Refusal>>) {
+        let refused = !force && self.target.unit(lun).is_some_and(scsi::Unit::prevented);
+        if let Some(loaded) = self.loaded_mut(lun).filter(|_| !refused) {
+            (loaded.stored, loaded.lost) = (loaded.written, false);
+        }
+        self.eject_from(lun, force, reply);
     }
 
     fn state(&self) -> Vec<DriveState> {

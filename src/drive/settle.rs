@@ -125,10 +125,10 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         drive.to_store = false;
         let may = |loaded: &&Loaded| !loaded.lost && loaded.health == Health::Online;
         let Some(loaded) = drive.loaded.as_ref().filter(may) else { return };
-        if let Some(file) = loaded.unstored_file() {
+        if loaded.is_unstored() {
             let purpose = loaded.purpose(Owner::Flush, lun);
             // If there is no room: tried again after the next operation that ends.
-            drive.to_store = !self.mover.on(purpose).sync(&file, OpTag(0));
+            drive.to_store = !self.mover.on(purpose).store(&*loaded.image, OpTag(0));
         }
     }
 
@@ -142,22 +142,22 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let now = self.mover.now();
         let Some(drive) = self.drives.get_mut(usize::from(lun)) else { return };
         let (Some(settling), Some(loaded)) = (&mut drive.settling, &drive.loaded) else { return };
-        let file = loaded.unstored_file();
+        let unstored = loaded.is_unstored();
         if now >= settling.until {
-            let late = file.is_some().then(|| Refusal::NotStored(loaded.image.name()));
+            let late = unstored.then(|| Refusal::NotStored(loaded.image.name()));
             return self.settled(lun, late.map_or(Ok(()), Err));
         }
         let may_change = self.mover.late(lun, loaded.number).1;
         if settling.syncing || self.mover.is_busy(lun) || self.mover.syncs(lun) || may_change {
             return;
         }
-        match file {
-            Some(file) => {
+        match unstored {
+            true => {
                 let purpose = loaded.purpose(Owner::Settle, lun);
                 // If there is no room: tried again after the next operation that ends.
-                settling.syncing = self.mover.on(purpose).sync(&file, OpTag(0));
+                settling.syncing = self.mover.on(purpose).store(&*loaded.image, OpTag(0));
             }
-            None => {
+            false => {
                 let lost =
                     loaded.lost.then(|| format!("an earlier sync of {:?} failed", loaded.image.name()));
                 self.settled(lun, lost.map_or(Ok(()), |why| Err(Refusal::Sync(why))));

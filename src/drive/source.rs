@@ -49,8 +49,11 @@ fn may_come_back(kind: FaultKind, residence: Residence) -> bool {
 }
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
-    /// A medium has called its waker: bytes that were [pending](Extent::Pending) may be here.
+    /// A medium has called its waker: bytes that were [pending](Extent::Pending) may be here, or a store of its own has ended.
     pub fn woken(&mut self) {
+        while let Some(done) = self.next_stored() {
+            self.moved(done);
+        }
         let before = self.position();
         let went = self.pump();
         if self.position() != before {
@@ -59,6 +62,20 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         self.settle_pipes(went);
         self.probe_woken();
         self.serve();
+    }
+
+    /// A store that has ended, as if the ring had done it.
+    fn next_stored(&self) -> Option<Moved> {
+        let loaded = self.drives.iter().filter_map(|drive| drive.loaded.as_ref()).map(|loaded| &loaded.image);
+        let left = self.drives.iter().flat_map(|drive| &drive.left).map(|(_, image)| image);
+        let (ticket, result) = loaded.chain(left).find_map(|image| image.own_store()?.next())?;
+        Some(Moved {
+            tag: OpTag(ticket),
+            op: MoveOp::Sync,
+            buf: None,
+            result: result.map(|()| 0),
+            stat: None,
+        })
     }
 
     /// What media that are inserted from now on call when they have news; it must bring about [`Function::woken`].

@@ -1,8 +1,8 @@
 //! The seam between an image and the drive loop.
 
-use std::{fmt, fs::File, sync::Arc};
+use std::{fmt, fs::File, io, sync::Arc};
 
-use super::{FaultKind, Identity, SourceState, url::FetchState};
+use super::{FaultKind, Identity, SourceState, overlay::OverlayState, url::FetchState};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// Where a run of an image's bytes is.
@@ -65,8 +65,8 @@ pub struct Allocation {
     pub len: ByteLen,
 }
 
-/// How near bytes are, which decides how they are best read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How near bytes are, which decides how they are best read. Of two the farther is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Residence {
     /// In memory always: tmpfs.
     Memory,
@@ -106,6 +106,15 @@ impl fmt::Debug for Waker {
     }
 }
 
+/// Of a medium for which a sync of one file is not enough: makes durable all that was written to it so far, by itself.
+pub trait Store {
+    /// Begins to. Calls the medium's [`Waker`] when that has ended; does not block.
+    fn begin(&self, ticket: u32);
+
+    /// One that has ended, with its ticket.
+    fn next(&self) -> Option<(u32, io::Result<()>)>;
+}
+
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations
 /// answer from memory, and neither block nor allocate.
 pub trait Medium: fmt::Debug + Send {
@@ -129,12 +138,27 @@ pub trait Medium: fmt::Debug + Send {
     }
 
     /// Where the bytes at the start of `range` are. The extent is never longer than `range` and, unless `range` is empty, never
-    /// empty: ask again for what is left. Of a writable medium all of `range` is one extent. Beyond the end there is only [`FaultKind::OutOfRange`].
+    /// empty: ask again for what is left. Beyond the end there is only [`FaultKind::OutOfRange`].
     ///
     /// To ask is to wish: a medium that has to fetch bytes starts to fetch what it has not of all of `range`, answers
     /// [`Extent::Pending`] for its start, and calls its [`Waker`] when that answer has changed. The drive asks so ahead of a
     /// stream, too, and may never come back for what it asked for.
     fn map(&self, range: ByteRange) -> Extent;
+
+    /// Where bytes that are to be written at `range` go, of a writable medium: all of it is one extent. A medium may have to
+    /// prepare the place first: it is [`Extent::Pending`] until then.
+    fn map_write(&self, range: ByteRange) -> Extent {
+        self.map(range)
+    }
+
+    /// The bytes of `range` are where [`Medium::map_write`] said, or a hole is. For how many of them, from the start, that holds for
+    /// good; the rest has to be written again. Called before the command ends; does not block.
+    ///
+    /// # Errors
+    /// Why they are lost.
+    fn written(&self, range: ByteRange) -> Result<ByteLen, FaultKind> {
+        Ok(range.len())
+    }
 
     /// What to call when an answer of [`Extent::Pending`] has changed. Given once, before the first [`Medium::map`].
     fn set_waker(&mut self, _waker: Waker) {}
@@ -187,6 +211,21 @@ pub trait Medium: fmt::Debug + Send {
 
     /// What whoever is to serve it after the end of this process needs: its file, and what that was; `None` where there is more to it.
     fn kept(&self) -> Option<(&Arc<File>, Identity)> {
+        None
+    }
+
+    /// What its file was when it was inserted, where it is one.
+    fn identity(&self) -> Option<Identity> {
+        None
+    }
+
+    /// Who makes completed writes durable, if not a sync of that file.
+    fn own_store(&self) -> Option<&dyn Store> {
+        None
+    }
+
+    /// What became of the host's writes, of a medium that keeps them from its image.
+    fn overlay_state(&self) -> Option<OverlayState> {
         None
     }
 

@@ -290,6 +290,10 @@ impl Medium for Image {
         }
     }
 
+    fn identity(&self) -> Option<Identity> {
+        Some(self.identity)
+    }
+
     fn file_for_sync(&self) -> Option<&Arc<File>> {
         self.writable().then_some(&self.file)
     }
@@ -428,7 +432,7 @@ fn heard(file: &File) -> Result<Identity, FaultKind> {
 }
 
 /// Tries it where it changes nothing: behind the end.
-fn can_punch(file: &File, len: ByteLen) -> bool {
+pub(super) fn can_punch(file: &File, len: ByteLen) -> bool {
     const HOLE: libc::off_t = 4096;
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let end = libc::off_t::try_from(len.0).ok().filter(|end| end.checked_add(HOLE).is_some());
@@ -437,7 +441,7 @@ fn can_punch(file: &File, len: ByteLen) -> bool {
 
 /// Whether the byte at `at` is stored, and where the run of such bytes ends. A position in the file is no state of ours: all reads
 /// and writes name their own.
-fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
+pub(super) fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
     let from = libc::off_t::try_from(at.0).ok()?;
     match lseek(file, from, Whence::SeekData) {
         // No data up to the end.
@@ -449,7 +453,7 @@ fn allocation(file: &File, at: ByteOffset) -> Option<(bool, ByteLen)> {
 }
 
 /// Locks the whole file; `false`: the file system has no locks.
-fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)> {
+pub(super) fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)> {
     let kind = match access {
         Access::ReadOnly => libc::F_RDLCK,
         Access::ReadWrite => libc::F_WRLCK,
@@ -472,6 +476,19 @@ fn lock(file: &File, access: Access) -> Result<bool, (MediaErrorKind, io::Error)
             _ => Err((MediaErrorKind::Storage, error)),
         },
     }
+}
+
+/// Gives the lock of [`lock`] back.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    let short = |constant: i32| i16::try_from(constant).map_err(|_| io::ErrorKind::InvalidInput);
+    let whole = libc::flock {
+        l_type: short(libc::F_UNLCK)?,
+        l_whence: short(libc::SEEK_SET)?,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole)).map(drop).map_err(io::Error::from)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, url::Cache};
+use ringdrive::media::{Medium, compressed::Expander, overlay::Overlays, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -40,6 +40,7 @@ pub(crate) struct Fake {
     /// A replug lasts while this is held.
     pub(crate) replug_gate: Arc<Mutex<()>>,
     drives: Handle,
+    pub(crate) overlays: Arc<Overlays>,
     /// What the drives' thread does from now on.
     moods: Sender<(Mood, Sender<()>)>,
     server: Option<Running>,
@@ -62,6 +63,8 @@ struct Board {
     replug_fails: Arc<AtomicBool>,
     replug_gate: Arc<Mutex<()>>,
     cache: Arc<Cache>,
+    overlays: Arc<Overlays>,
+    expander: Arc<Expander>,
 }
 
 impl Daemon for Board {
@@ -81,6 +84,14 @@ impl Daemon for Board {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn expander(&self) -> Option<&Arc<Expander>> {
+        Some(&self.expander)
+    }
+
+    fn overlays(&self) -> Option<&Arc<Overlays>> {
+        Some(&self.overlays)
     }
 }
 
@@ -103,7 +114,16 @@ impl Fake {
         let text = format!("[url]\ncache = '{}'\n", dir.path().join("cache").display());
         let cache = Cache::new(Config::parse(&text, "test").unwrap().url);
         let (fails, gate) = (Arc::clone(&replug_fails), Arc::clone(&replug_gate));
-        let board = Board { said, replug_fails: fails, replug_gate: gate, cache };
+        let expander = Expander::new(dir.path().join("cache/expanded"), 64 << 20);
+        let overlays = Overlays::new(dir.path().join("cache"), dir.path().join("run"));
+        let board = Board {
+            said,
+            replug_fails: fails,
+            replug_gate: gate,
+            cache,
+            expander,
+            overlays: Arc::clone(&overlays),
+        };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =
@@ -116,6 +136,7 @@ impl Fake {
             replug_fails,
             replug_gate,
             drives: handle,
+            overlays,
             moods,
             server,
             thread: Some(thread),
@@ -228,7 +249,9 @@ impl Drives {
             Request::State { reply } => reply.send(self.state()),
             Request::Stats { lun, reply } => reply.send(self.statistics(lun)),
             Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
-            Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
+            Request::Eject { lun, force, reply } | Request::Discard { lun, force, reply } => {
+                reply.send(self.eject(lun, force));
+            }
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
             Request::Leave { .. } | Request::Stop { .. } => unreachable!("handled by the loop"),
         }
@@ -328,6 +351,7 @@ fn image_state(image: &dyn Medium) -> ImageState {
         first_read: false,
         source: image.source_state(),
         fetch: image.fetch_state(),
+        overlay: image.overlay_state(),
     }
 }
 

@@ -5,8 +5,10 @@
 
 mod bad_clients;
 mod command_line;
+mod compressed;
 mod document;
 mod fake;
 mod methods;
+mod overlay;
 mod stats;
 mod urls;

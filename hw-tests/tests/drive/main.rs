@@ -24,6 +24,7 @@ mod lies;
 mod network;
 mod opcodes;
 mod optical;
+mod overlay;
 mod refusals;
 mod reset;
 mod stats;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         ("stats", stats::CASES),
         ("killed", killed::CASES),
         ("takeover", takeover::CASES),
+        ("overlay", overlay::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),
         ("tools", tools::CASES),

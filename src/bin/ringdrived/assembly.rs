@@ -20,7 +20,12 @@ use ringdrive::{
         thread::{FunctionThread, Keeping},
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image, Medium, url::shown},
+    media::{
+        Access, Medium,
+        compressed::{ExpandErrorKind, Expander},
+        overlay::Overlays,
+        url::shown,
+    },
     scsi::Identity,
 };
 
@@ -56,7 +61,7 @@ struct Function {
 pub(crate) struct Placed {
     function: usize,
     lun: u8,
-    image: Box<Image>,
+    image: Box<dyn Medium>,
 }
 
 /// How it begins.
@@ -82,10 +87,26 @@ pub(crate) fn path(drive: &config::Drive) -> Option<&Path> {
     }
 }
 
-pub(crate) fn open(drive: &config::Drive, path: &Path) -> anyhow::Result<Image> {
-    let access = if drive.rw { Access::ReadWrite } else { Access::ReadOnly };
-    Image::open(path, access, block_size(drive.kind, drive.block_size))
-        .with_context(|| format!("drive {:?}: cannot open its configured image", drive.name))
+/// What there may be between an image and its drive.
+#[derive(Clone)]
+pub(crate) struct Layers {
+    pub(crate) overlays: Arc<Overlays>,
+    pub(crate) expander: Arc<Expander>,
+}
+
+pub(crate) fn open(drive: &config::Drive, path: &Path, layers: &Layers) -> anyhow::Result<Box<dyn Medium>> {
+    let writes = drive.rw && drive.overlay.is_none();
+    let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
+    let context = || format!("drive {:?}: cannot open its configured image", drive.name);
+    if drive.overlay.is_some() && Expander::is_compressed(path) {
+        return Err(ExpandErrorKind::ReadOnly).with_context(context);
+    }
+    let block_size = block_size(drive.kind, drive.block_size);
+    let image = layers.expander.open(path, access, block_size, &mut |_, _| true).with_context(context)?;
+    Ok(match &drive.overlay {
+        Some(place) => Box::new(layers.overlays.open(Box::new(image), path, place).with_context(context)?),
+        None => Box::new(image),
+    })
 }
 
 /// Whether the drive held the image behind a URL that its configuration has.
@@ -98,14 +119,14 @@ fn held_its_url(drive: &config::Drive, kept: &KeptDrive) -> bool {
 
 /// Opens the images of the configuration, but for those in areas and behind URLs. To be called while a signal still ends the process: a file server
 /// may not answer.
-pub(crate) fn open_images(config: &Config) -> anyhow::Result<Vec<Placed>> {
+pub(crate) fn open_images(config: &Config, layers: &Layers) -> anyhow::Result<Vec<Placed>> {
     let mut images = Vec::new();
     for (function, options) in config.functions.iter().enumerate() {
         for (lun, drive) in (0u8..).zip(&options.drives) {
             let Some(path) = path(drive).filter(|path| !is_in_area(config, path)) else {
                 continue;
             };
-            images.push(Placed { function, lun, image: Box::new(open(drive, path)?) });
+            images.push(Placed { function, lun, image: open(drive, path, layers)? });
         }
     }
     Ok(images)
@@ -116,6 +137,7 @@ impl Assembly {
     pub(crate) fn new(
         config: &Config,
         begin: Begin,
+        layers: &Layers,
         store: Option<&Store>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
@@ -137,7 +159,7 @@ impl Assembly {
                         tracing::warn!(%error, "starting anew");
                         drop(resumed);
                         store::forget_all();
-                        Self::make(config, open_images(config)?, store, events)
+                        Self::make(config, open_images(config, layers)?, store, events)
                     }
                 }
             }

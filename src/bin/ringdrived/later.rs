@@ -23,7 +23,7 @@ use ringdrive::{
     media::url::{Cache, Secret, UrlOptions, shown},
 };
 
-use crate::assembly::{self, Assembly};
+use crate::assembly::{self, Assembly, Layers};
 
 /// Pauses between two tries, as of an area.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -47,15 +47,16 @@ impl InArea {
     }
 
     /// Inserts those below `dir`, each once, on a thread of their own: the server may be gone again.
-    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path) {
+    pub(crate) fn insert_all_below(all: &Mutex<Vec<Self>>, dir: &Path, layers: &Layers) {
         let here: Vec<_> = all.lock().extract_if(.., |later| later.path.starts_with(dir)).collect();
         if here.is_empty() {
             return;
         }
+        let layers = layers.clone();
         let insert_all = move || {
             for Self { drive, path, handle, lun } in here {
-                let opened = assembly::open(&drive, &path);
-                let inserted = opened.and_then(|image| assembly::insert(&handle, lun, Box::new(image)));
+                let opened = assembly::open(&drive, &path, &layers);
+                let inserted = opened.and_then(|image| assembly::insert(&handle, lun, image));
                 if let Err(error) = inserted {
                     let error = control::with_sources(error.as_ref());
                     tracing::warn!(drive = drive.name, error, "the configured image is not inserted");

@@ -8,7 +8,7 @@ mod succession;
 use std::{io::IsTerminal, os::fd::AsFd, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use assembly::{Assembly, Begin};
+use assembly::{Assembly, Begin, Layers};
 use clap::Parser;
 use later::{InArea, Waiting};
 use nix::{
@@ -24,8 +24,8 @@ use ringdrive::{
     config::Config,
     control::{self, Daemon, EventSink, FunctionHandle, Server, protocol::Awaited},
     drive::{DriveIndex, Event},
-    gadget::Gadget,
-    media::url::Cache,
+    gadget::{Gadget, RUNTIME_DIR},
+    media::{compressed::Expander, overlay::Overlays, url::Cache},
     storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
 use store::Store;
@@ -62,6 +62,10 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
+    let layers = Layers {
+        overlays: Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into()),
+        expander: Expander::new(config.url.dir.join("expanded"), config.url.limit),
+    };
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -71,7 +75,7 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
         Some(successions) => Begin::TakenOver(successions),
         None => {
             signals.thread_unblock().context("cannot unblock signals")?;
-            let images = assembly::open_images(&config)?;
+            let images = assembly::open_images(&config, &layers)?;
             signals.thread_block().context("cannot block signals")?;
             Begin::Anew(images)
         }
@@ -85,16 +89,17 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
     let waiting = Arc::new(Waiting::default());
     let reconnect = Reconnect::start().context("cannot start a thread for file servers")?;
     let tell = tell(events.clone(), Arc::clone(&waiting), Arc::new(reconnect));
-    let assembly = Assembly::new(&config, begin, store.as_ref(), tell)?;
+    let assembly = Assembly::new(&config, begin, &layers, store.as_ref(), tell)?;
     let cache = Cache::new(config.url.clone());
     waiting.start(&assembly, &config, &cache, &events);
-    let areas = Arc::new(start_areas(&config, &assembly, events)?);
+    let areas = Arc::new(start_areas(&config, &assembly, &layers, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
     let whole = Whole {
         gadget: Arc::clone(&assembly.gadget),
         shutdown: Arc::clone(&shutdown),
         cache,
+        layers,
         areas: Arc::clone(&areas),
         waiting,
     };
@@ -150,7 +155,13 @@ enum Ended {
 }
 
 /// Mounts the areas, and inserts the images of the configuration that lie in them as soon as they are there.
-fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyhow::Result<Areas> {
+fn start_areas(
+    config: &Config,
+    assembly: &Assembly,
+    layers: &Layers,
+    events: EventSink,
+) -> anyhow::Result<Areas> {
+    let layers = layers.clone();
     let later = Arc::new(InArea::all(assembly, config));
     let tell = move |area: &Area, news: News| {
         let name = area.name.clone();
@@ -159,7 +170,7 @@ fn start_areas(config: &Config, assembly: &Assembly, events: EventSink) -> anyho
                 let (source, path) = (area.source.to_string(), area.path.display().to_string());
                 tracing::info!(area = name, source, path, "mounted");
                 events.publish(Event::AreaMounted { area: name, source, path });
-                InArea::insert_all_below(&later, &area.path);
+                InArea::insert_all_below(&later, &area.path, &layers);
             }
             News::Lost { cause } => {
                 tracing::warn!(area = name, cause, "an area cannot be used");
@@ -229,6 +240,7 @@ struct Whole {
     gadget: Arc<Gadget>,
     shutdown: Arc<EventFd>,
     cache: Arc<Cache>,
+    layers: Layers,
     areas: Arc<Areas>,
     waiting: Arc<Waiting>,
 }
@@ -245,6 +257,14 @@ impl Daemon for Whole {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
+    }
+
+    fn overlays(&self) -> Option<&Arc<Overlays>> {
+        Some(&self.layers.overlays)
+    }
+
+    fn expander(&self) -> Option<&Arc<Expander>> {
+        Some(&self.layers.expander)
     }
 
     fn areas(&self) -> Vec<AreaReport> {
