@@ -230,7 +230,7 @@ fn commands(board: &Board, backend: Backend) -> Result<()> {
 
 fn cache_off(bench: &mut Bench) -> Result<()> {
     let list = bench.scratch.file("list");
-    let mut select = |bench: &Bench, flags: u8| {
+    let select = |bench: &Bench, flags: u8| {
         let page = [&[0, 0, 0, 0, 0x08, 0x12, flags][..], &[0; 17]].concat();
         fs::write(&list, page)?;
         bench.good("MODE SELECT(6)", &[0x15, 0x10, 0, 0, 24, 0], Data::Out(&list, 24))
