@@ -22,7 +22,7 @@ use ringdrive::{
     drive::Event,
     gadget::Gadget,
     media::url::Cache,
-    storage::{self, Area, AreaReport, Areas, News},
+    storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -68,7 +68,14 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
     let server = Server::bind(&config.control)?;
     let events = server.events();
     let drive_events = events.clone();
-    let assembly = Assembly::new(&config, images, move |event| drive_events.publish(event))?;
+    let reconnect = Arc::new(Reconnect::start().context("cannot start a thread for file servers")?);
+    let tell = move |event| {
+        if matches!(event, Event::SourceOffline { .. }) {
+            reconnect.wake();
+        }
+        drive_events.publish(event);
+    };
+    let assembly = Assembly::new(&config, images, tell)?;
     let areas = Arc::new(start_areas(&config, &assembly, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let shutdown = Arc::new(EventFd::from_flags(flags).context("cannot make an eventfd")?);
