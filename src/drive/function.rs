@@ -427,15 +427,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// Each unit allows removal again and raises unit attention: the host is a new one, or none.
-    fn forget_host(&mut self) {
-        self.target.bus_reset();
-        for lun in self.target.luns() {
-            self.note_prevented(lun);
-            self.keep_unit(lun);
-        }
-    }
-
     pub(super) fn tell(&self, event: Event) {
         tracing::info!(?event);
         (self.events)(event);

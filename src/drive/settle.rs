@@ -4,8 +4,11 @@
 //! ```text
 //!   eject, stop ──► operations of broken-off commands end ──► sync ──► done
 //!              └──────────────── too late, or the source is dead ────► refused; by force, or at a stop: done without
+//!   suspend, unplug ──► the drive is at rest ──► sync ──► (nobody; an error is deferred to the next command)
 //! ```
-//! Called by `requests` and `function`. Each drive settles by itself, so that a dead one does not hold up the others.
+//! A sync is begun when no other is under way and nothing may still change the image: of what could not be stored the kernel tells
+//! one sync, or one durable write, and then nobody. Each drive settles by itself, so that a dead one does not hold up the others.
+//! Called by `requests` and `function`.
 
 use std::{io, time::Duration};
 
@@ -115,13 +118,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// As soon as nothing is under way that a sync would have to wait for.
     fn go_on_storing(&mut self, lun: u8) {
-        let in_use = self.open.lun == lun && self.uses_image();
-        let Some(drive) = self.drives.get_mut(usize::from(lun)).filter(|drive| drive.to_store) else {
-            return;
-        };
-        if in_use || drive.settling.is_some() || self.mover.is_busy(lun) || self.mover.syncs(lun) {
+        if !self.drive(lun).is_some_and(|drive| drive.to_store) {
             return;
         }
+        let in_use = self.open.lun == lun && self.uses_image();
+        if in_use || self.settles(lun) || self.mover.is_busy(lun) || self.mover.syncs(lun) {
+            return;
+        }
+        let Some(drive) = self.drives.get_mut(usize::from(lun)) else { return };
         drive.to_store = false;
         let may = |loaded: &&Loaded| !loaded.lost && loaded.health == Health::Online;
         let Some(loaded) = drive.loaded.as_ref().filter(may) else { return };

@@ -71,7 +71,7 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("cannot block signals")?;
-    let begin = match succession::find(&config, left) {
+    let begin = match succession::find(&config, &layers, left) {
         Some(successions) => Begin::TakenOver(successions),
         None => {
             signals.thread_unblock().context("cannot unblock signals")?;

@@ -14,7 +14,10 @@ use ringdrive::{
     media::{Access, Image, Medium},
 };
 
-use crate::store::{self, Left, Store, name_of, name_of_image};
+use crate::{
+    assembly::{self, Layers},
+    store::{self, Left, Store, name_of, name_of_image},
+};
 
 /// How long a file server may take to open an image again, while the host waits.
 const OPEN: Duration = Duration::from_secs(2);
@@ -29,11 +32,11 @@ pub(crate) struct Succession {
 
 /// All functions of the configuration as they were left; `None` where there is nothing that can be taken over. Then everything that was
 /// left has been closed, here and in the store.
-pub(crate) fn find(config: &Config, mut left: Left) -> Option<Vec<Succession>> {
+pub(crate) fn find(config: &Config, layers: &Layers, mut left: Left) -> Option<Vec<Succession>> {
     if left.is_empty() {
         return None;
     }
-    match take(config, &mut left) {
+    match take(config, layers, &mut left) {
         Ok(successions) => {
             // Images that were taken out when the last process died.
             left.iter().for_each(|(name, _)| store::forget(name));
@@ -49,11 +52,11 @@ pub(crate) fn find(config: &Config, mut left: Left) -> Option<Vec<Succession>> {
     }
 }
 
-fn take(config: &Config, left: &mut Left) -> Result<Vec<Succession>> {
+fn take(config: &Config, layers: &Layers, left: &mut Left) -> Result<Vec<Succession>> {
     let fingerprint = fingerprint(config);
     let successions = config.functions.iter().map(|function| {
         let context = || format!("function {:?}", function.name);
-        take_function(function, fingerprint, left).with_context(context)
+        take_function(function, layers, fingerprint, left).with_context(context)
     });
     successions.collect()
 }
@@ -63,7 +66,12 @@ fn remove(left: &mut Left, name: &str) -> Option<OwnedFd> {
     Some(left.swap_remove(at).1)
 }
 
-fn take_function(function: &config::Function, fingerprint: u64, left: &mut Left) -> Result<Succession> {
+fn take_function(
+    function: &config::Function,
+    layers: &Layers,
+    fingerprint: u64,
+    left: &mut Left,
+) -> Result<Succession> {
     let mut part = |what: &str| {
         remove(left, &name_of(&function.name, what)).with_context(|| format!("its {what} was not kept"))
     };
@@ -75,7 +83,7 @@ fn take_function(function: &config::Function, fingerprint: u64, left: &mut Left)
         let Some(image) = &kept.image else { continue };
         let name = name_of_image(&function.name, lun, kept.number);
         let found = remove(left, &name);
-        match open(drive, kept, image, found, &name) {
+        match open(drive, layers, kept, image, found, &name) {
             Ok(image) => media.push((lun, image)),
             Err(error) => {
                 let error = ringdrive::control::with_sources(error.as_ref());
@@ -89,32 +97,39 @@ fn take_function(function: &config::Function, fingerprint: u64, left: &mut Left)
 
 fn open(
     drive: &config::Drive,
+    layers: &Layers,
     kept: &KeptDrive,
     image: &KeptImage,
     found: Option<OwnedFd>,
     name: &str,
 ) -> Result<Box<dyn Medium>> {
-    let identity = image.identity.context("it is no file")?;
+    let Some(identity) = image.identity else {
+        // One with an overlay, for example: the configuration says how to come by it.
+        let path = assembly::path(drive).filter(|path| path.to_string_lossy() == image.name);
+        let path = path.context("it is not a file alone")?.to_owned();
+        let (drive, layers) = (drive.clone(), layers.clone());
+        return in_time(move || assembly::open(&drive, &path, &layers));
+    };
     let access = if image.writable { Access::ReadWrite } else { Access::ReadOnly };
     let block = block_size(kept.kind, drive.block_size);
     let (path, was_kept) = (PathBuf::from(&image.name), found.is_some());
-    let (tell, opened) = bounded(1);
-    let work = move || {
-        let image = match found {
-            Some(fd) => Image::from_fd(fd, path, access, block),
-            None => Image::open(&path, access, block),
-        };
-        // Nobody waits any more if it is late.
-        let _ = tell.send(image);
-    };
-    thread::Builder::new().name("open".into()).spawn(work)?;
-    let image = opened.recv_timeout(OPEN).context("its storage does not answer")??;
+    let image = in_time(move || match found {
+        Some(fd) => Ok(Image::from_fd(fd, path, access, block)?),
+        None => Ok(Image::open(&path, access, block)?),
+    })?;
     let is_same = (image.identity().device, image.identity().inode) == (identity.device, identity.inode);
     ensure!(is_same, "there is another file under its name");
     if let Some((file, _)) = image.kept().filter(|_| !was_kept) {
         store::store(name, &**file);
     }
     Ok(Box::new(image))
+}
+
+/// Opens an image on a thread that nobody waits for if it is late.
+fn in_time<T: Send + 'static>(open: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (tell, opened) = bounded(1);
+    thread::Builder::new().name("open".into()).spawn(move || drop(tell.send(open())))?;
+    opened.recv_timeout(OPEN).context("its storage does not answer")?
 }
 
 /// What the host sees of the gadget, and what cannot change under it.
