@@ -15,6 +15,8 @@ pub(crate) struct Mount {
     pub(crate) kind: String,
     /// What is mounted, in the file system's own words.
     pub(crate) source: String,
+    /// Its options, likewise.
+    pub(crate) options: String,
 }
 
 /// All of this process's namespace, what is on top of others last. Empty where /proc is not there.
@@ -22,7 +24,8 @@ pub(crate) fn all() -> Vec<Mount> {
     parse(&fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// From lines of proc_pid_mountinfo(5): field 3 is the device, field 5 is the mount point; after a lone `-`, the type and the source.
+/// From lines of proc_pid_mountinfo(5): field 3 is the device, field 5 is the mount point; after a lone `-`, the type, the source and the
+/// options.
 fn parse(table: &[u8]) -> Vec<Mount> {
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let of_line = |line: &[u8]| {
@@ -31,7 +34,8 @@ fn parse(table: &[u8]) -> Vec<Mount> {
         let device = makedev(major.parse().ok()?, minor.parse().ok()?);
         let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
         let mut tail = fields.skip_while(|field| *field != b"-").skip(1);
-        Some(Mount { device, point, kind: text(tail.next()?), source: text(tail.next()?) })
+        let (kind, source) = (text(tail.next()?), text(tail.next()?));
+        Some(Mount { device, point, kind, source, options: tail.next().map(text).unwrap_or_default() })
     };
     table.split(|byte| *byte == b'\n').filter_map(of_line).collect()
 }
@@ -64,20 +68,21 @@ mod tests {
     fn mounts_are_read_with_blanks_in_their_paths() {
         let table = b"22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n\
             41 1 0:42 / /mnt/with\\040blank\\134 rw shared:7 master:1 - functionfs usb0 rw\n\
-            43 1 0:44 / /iso rw - nfs4 nas:/srv/i\\040so rw\n\n";
+            43 1 0:44 / /iso rw - nfs4 nas:/srv/i\\040so rw,addr=10.0.0.5\n\n";
         let found = parse(table);
-        let line = |minor, point: &str, kind: &str, source: &str| Mount {
+        let line = |minor, point: &str, kind: &str, source: &str, options: &str| Mount {
             device: makedev(0, minor),
             point: point.into(),
             kind: kind.into(),
             source: source.into(),
+            options: options.into(),
         };
         assert_eq!(
             found,
             [
-                line(20, "/proc", "proc", "proc"),
-                line(42, "/mnt/with blank\\", "functionfs", "usb0"),
-                line(44, "/iso", "nfs4", "nas:/srv/i so"),
+                line(20, "/proc", "proc", "proc", "rw"),
+                line(42, "/mnt/with blank\\", "functionfs", "usb0", "rw"),
+                line(44, "/iso", "nfs4", "nas:/srv/i so", "rw,addr=10.0.0.5"),
             ]
         );
     }

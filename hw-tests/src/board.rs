@@ -58,6 +58,12 @@ pub struct Board {
 }
 
 impl Board {
+    /// Whether all tests run at another speed besides, on as good a board: what the link makes no difference to need not run here.
+    #[must_use]
+    pub fn is_slower_twin(&self) -> bool {
+        self.speed == Speed::High && env::var_os("RINGDRIVE_BOARD").is_some_and(|board| board == "virtual")
+    }
+
     /// Finds the board that this process runs on; the error is the reason why there is none.
     ///
     /// # Errors

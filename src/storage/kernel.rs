@@ -342,6 +342,7 @@ mod tests {
             point: "/a".into(),
             kind: kind.to_owned(),
             source: source.to_owned(),
+            options: String::new(),
         };
         assert!(is_ours(&mount("nfs4", "nas:/iso"), &kernel.area));
         assert!(is_ours(&mount("nfs", "nas:/iso/"), &kernel.area));

@@ -22,12 +22,15 @@
 //! | `child` | the process that calls mount(2) |
 //! | `kernel` | mounting by that process, looking whether it is there still, unmounting |
 //! | `watch` | the states above, and the thread |
+//! | `reconnect`, `sockets` | connections to file servers that were gone, of areas and of others' mounts |
 
 mod area;
 mod child;
 mod credentials;
 mod kernel;
 mod options;
+mod reconnect;
+mod sockets;
 mod source;
 mod watch;
 
@@ -46,6 +49,7 @@ pub use self::{
     area::{Area, Version},
     child::mount_for_parent,
     options::Options,
+    reconnect::Reconnect,
     source::{Protocol, Source},
 };
 use self::{

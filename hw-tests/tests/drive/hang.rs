@@ -1,4 +1,7 @@
 //! A file server that stops to answer, in the middle of reads and of writes: the host waits and loses nothing, and nobody else waits.
+//!
+//! `RINGDRIVE_OUTAGES` is how often the server is gone in each of the four kinds of work (2), `RINGDRIVE_OUTAGE_SECONDS` for how long
+//! (3). Fifty outages of 20 s take half an hour by the board's clock, and much less where instructions are counted as time.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -22,15 +25,20 @@ use crate::{Case, DAEMON};
 pub(crate) const CASES: &[Case] =
     &[Case { name: "a_dead_file_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: hang }];
 
-/// What a client waits for an answer: a second, and what a busy machine adds. Whoever waits for the server waits [`GONE`].
+/// What a client waits for an answer: a second, and what a busy machine adds. Whoever waits for the server waits longer.
 const AT_ONCE: Duration = Duration::from_millis(2500);
 /// How long a function is held up by a command for a dead image: its deadline, and what this machine adds.
 const HELD_UP: Duration = Duration::from_millis(2500);
 const DEADLINE_MS: u32 = 1000;
-/// How long the server is gone, at least. A hard mount is heard of again when TCP retransmits: as long again at worst.
-const GONE: Duration = Duration::from_millis(3000);
+/// From the server's return, and as long again as it was gone: a mount is heard of when its connection is made anew, or TCP
+/// retransmits.
 const BACK: Duration = Duration::from_secs(20);
+/// After which softly mounted areas give up.
+const SOFT: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const STEP: usize = 64 * 1024;
+/// The host has done up to so many steps more when the server goes.
+const ANY_MOMENT: u64 = 16;
 
 /// What one run is about.
 struct Run<'a> {
@@ -38,6 +46,14 @@ struct Run<'a> {
     daemon: &'a Daemon,
     dead: &'a Lun,
     alive: &'a Lun,
+    outages: u64,
+    gone: Duration,
+}
+
+fn number(name: &str, default: u64) -> Result<u64> {
+    let Some(text) = std::env::var_os(name) else { return Ok(default) };
+    let text = text.to_string_lossy();
+    text.parse().with_context(|| format!("{name} is {text:?}, which is no number"))
 }
 
 fn hang(board: &Board, backend: Backend) -> Result<()> {
@@ -45,7 +61,12 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
     let mut server = Server::start()?;
     let local = image::random(scratch.file("local"), 90, 4)?;
     let other = image::random(scratch.file("other"), 89, 4)?;
-    for (seed, (name, options)) in (91..).zip([("hard", "hard"), ("soft", "soft,timeo=5,retrans=2")]) {
+    let outages = number("RINGDRIVE_OUTAGES", 2)?;
+    let gone = Duration::from_secs(number("RINGDRIVE_OUTAGE_SECONDS", 3)?);
+    let mut said = String::new();
+    // As areas are mounted, where there is time for that: a soft one gives up after 15 s.
+    let soft = if gone > SOFT { "softerr,timeo=50,retrans=2" } else { "soft,timeo=5,retrans=2" };
+    for (seed, (name, options)) in (91..).zip([("hard", "hard,timeo=50,retrans=2"), ("soft", soft)]) {
         let dir = server.mount(name, Version::V3, options)?;
         let file = format!("{name}.img");
         image::random(server.file(&file), seed, 32)?;
@@ -56,31 +77,41 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
         let mut rig = Rig::start(board, backend, &Setup::of(drives))?;
         let (dead, alive) = (rig.lun(0)?, rig.lun(1)?);
         let daemon = rig.daemon()?;
-        let run = Run { server: &server, daemon, dead: &dead, alive: &alive };
+        let run = Run { server: &server, daemon, dead: &dead, alive: &alive, outages, gone };
         reads(&run, &server.file(&file)).with_context(|| format!("{name} mount, reads"))?;
-        // A soft mount gives up what it was to write.
-        if name == "hard" {
-            writes(&run, &server.file(&file), seed).with_context(|| format!("{name} mount, writes"))?;
-        }
+        let write = if name == "hard" { writes } else { soft_writes };
+        write(&run, &server.file(&file), &dir.join(&file), seed)
+            .with_context(|| format!("{name} mount, writes"))?;
         ejected(&run, &other).with_context(|| format!("{name} mount, eject"))?;
+        said += &daemon.log();
         rig.stop()?;
     }
+    ensure!(
+        said.contains("connections are made anew"),
+        "the kernel was always first to find the server:\n{said}"
+    );
     Ok(())
+}
+
+/// Cuts the network at some moment of the host's work; when that was.
+fn cut(run: &Run<'_>, steps: &AtomicU64) -> Result<Instant> {
+    let moment = steps.load(Ordering::Relaxed) + 2 + fastrand::u64(..ANY_MOMENT);
+    wait_until(BACK, "the host is at work", || steps.load(Ordering::Relaxed) > moment)?;
+    run.server.cut()?;
+    Ok(Instant::now())
 }
 
 /// Cuts the network while `work` goes on, looks around meanwhile, mends it, and waits until `work` goes on.
 fn outage(run: &Run<'_>, steps: &AtomicU64) -> Result<()> {
-    let before = steps.load(Ordering::Relaxed);
-    wait_until(BACK, "the host is at work", || steps.load(Ordering::Relaxed) > before + 2)?;
-    run.server.cut()?;
-    let gone = Instant::now();
+    let gone = cut(run, steps)?;
     let seen = look_around(run, gone);
     run.server.mend()?;
     let back = Instant::now();
     seen?;
-    wait_until(BACK, "the source is online", || source(run.daemon).is_ok_and(|source| source == "online"))?;
+    let limit = BACK + run.gone;
+    wait_until(limit, "the source is online", || source(run.daemon).is_ok_and(|source| source == "online"))?;
     let after = steps.load(Ordering::Relaxed);
-    wait_until(BACK, "the host goes on", || steps.load(Ordering::Relaxed) > after)?;
+    wait_until(limit, "the host goes on", || steps.load(Ordering::Relaxed) > after)?;
     eprintln!("went on {} ms after the server was back", back.elapsed().as_millis());
     Ok(())
 }
@@ -89,7 +120,7 @@ fn outage(run: &Run<'_>, steps: &AtomicU64) -> Result<()> {
 fn look_around(run: &Run<'_>, gone: Instant) -> Result<()> {
     let mut offline = false;
     let mut slowest = Duration::ZERO;
-    while gone.elapsed() < GONE || !offline {
+    while gone.elapsed() < run.gone || !offline {
         ensure!(gone.elapsed() < BACK, "never offline");
         let asked = Instant::now();
         offline |= source(run.daemon)? == "offline";
@@ -97,6 +128,8 @@ fn look_around(run: &Run<'_>, gone: Instant) -> Result<()> {
         let asked = Instant::now();
         run.alive.read_at(0, STEP)?;
         slowest = slowest.max(asked.elapsed());
+        // Asked too often, a board that counts instructions as time never comes to the end.
+        let _ = wait_until(LOOK_EVERY, "the next look", || asked.elapsed() >= LOOK_EVERY || !offline);
     }
     eprintln!("the other drive took {} ms at most", slowest.as_millis());
     ensure!(slowest < HELD_UP, "the other drive took {} ms", slowest.as_millis());
@@ -109,9 +142,10 @@ fn source(daemon: &Daemon) -> Result<String> {
     Ok(source.with_context(|| format!("no source in {state}"))?.to_owned())
 }
 
-/// Does `work` with one number after the other, on a thread, while the network is cut twice.
+/// Does `work` with one number after the other, on a thread, while the server goes and comes. Each time is told by events.
 fn at_work(run: &Run<'_>, work: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
     let (steps, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    let events = run.daemon.events()?;
     thread::scope(|scope| {
         let worker = scope.spawn(|| {
             while !enough.load(Ordering::Relaxed) {
@@ -120,11 +154,16 @@ fn at_work(run: &Run<'_>, work: impl Fn(u64) -> Result<()> + Sync) -> Result<()>
             }
             Ok::<_, anyhow::Error>(())
         });
-        let seen = (0..2).try_for_each(|_| outage(run, &steps));
+        let seen = (0..run.outages).try_for_each(|_| outage(run, &steps));
         enough.store(true, Ordering::Relaxed);
         let worked = worker.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
         worked.context("the host failed").and(seen)
-    })
+    })?;
+    let told = |name: &str| events.seen().iter().filter(|event| event["event"] == name).count();
+    let outages = usize::try_from(run.outages)?;
+    let both = || told("source_offline") >= outages && told("source_online") == told("source_offline");
+    wait_until(BACK, "as many events of the source's end and return as there were", both)
+        .with_context(|| format!("{:?}", events.seen()))
 }
 
 /// Each step reads bytes that this machine's cache does not hold.
@@ -142,16 +181,51 @@ fn reads(run: &Run<'_>, file: &Path) -> Result<()> {
 }
 
 /// Each step writes and has it made durable, which needs the server.
-fn writes(run: &Run<'_>, file: &Path, seed: u64) -> Result<()> {
+fn writes(run: &Run<'_>, file: &Path, _: &Path, seed: u64) -> Result<()> {
     let last = AtomicU64::new(0);
     at_work(run, |step| {
         run.dead.write_at(at(step), &image::noise(seed + step, STEP))?;
         last.store(step, Ordering::Relaxed);
         Ok(())
     })?;
+    stored(file, last.load(Ordering::Relaxed), 64, seed)
+}
+
+/// A soft mount gives up what it was to write, and the host hears of it: what was said to be durable before is stored.
+fn soft_writes(run: &Run<'_>, file: &Path, image: &Path, seed: u64) -> Result<()> {
+    for outage in 0..run.outages {
+        let seed = seed + (outage << 32);
+        let (steps, back) = (AtomicU64::new(0), AtomicBool::new(false));
+        let write = |step| run.dead.write_at(at(step), &image::noise(seed + step, STEP));
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                while write(steps.load(Ordering::Relaxed)).is_ok() && !back.load(Ordering::Relaxed) {
+                    steps.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let seen = cut(run, &steps).and_then(|gone| {
+                let seen = look_around(run, gone);
+                run.server.mend().and(seen)
+            });
+            back.store(true, Ordering::Relaxed);
+            worker.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
+            seen
+        })?;
+        // The one that failed may have overwritten the oldest.
+        if let Some(last) = steps.load(Ordering::Relaxed).checked_sub(1) {
+            stored(file, last, 63, seed)?;
+        }
+        run.daemon.force_eject(0)?;
+        wait_for(BACK + run.gone, "the image can be inserted again", || run.daemon.insert(0, image).ok())?;
+        wait_until(BACK, "the host can read it", || run.dead.read_at(0, STEP).is_ok())?;
+    }
+    Ok(())
+}
+
+/// The server holds what the host wrote in the last `count` steps up to `last`.
+fn stored(file: &Path, last: u64, count: u64, seed: u64) -> Result<()> {
     let server = File::open(file)?;
-    let last = last.load(Ordering::Relaxed);
-    let wrong = (last.saturating_sub(63)..=last).find(|step| {
+    let wrong = (last.saturating_sub(count - 1)..=last).find(|step| {
         let mut stored = vec![0; STEP];
         server.read_exact_at(&mut stored, at(*step)).is_err() || stored != image::noise(seed + step, STEP)
     });

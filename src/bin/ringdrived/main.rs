@@ -24,7 +24,7 @@ use ringdrive::{
     drive::{DriveIndex, Event},
     gadget::Gadget,
     media::url::Cache,
-    storage::{self, Area, AreaReport, Areas, News},
+    storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -69,9 +69,14 @@ fn run(args: &DaemonArgs) -> anyhow::Result<()> {
 
     let server = Server::bind(&config.control)?;
     let events = server.events();
+    let drive_events = events.clone();
+    let reconnect = Arc::new(Reconnect::start().context("cannot start a thread for file servers")?);
     let waiting = Arc::new(Waiting::default());
-    let (drive_events, waits) = (events.clone(), Arc::clone(&waiting));
+    let waits = Arc::clone(&waiting);
     let tell = move |event| {
+        if matches!(event, Event::SourceOffline { .. }) {
+            reconnect.wake();
+        }
         waits.notice(&event);
         drive_events.publish(event);
     };

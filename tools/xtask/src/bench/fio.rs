@@ -4,11 +4,14 @@
 //! chance that lasts: the scheduler keeps to its choice for thousands of commands, and the serving thread needs 7 % more or
 //! less. A real host has a processor of its own. So here the host's threads have real-time priority and always come first.
 
+use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{self, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use serde_json::Value;
 use xshell::{Shell, cmd};
@@ -69,6 +72,17 @@ pub(super) fn run(disk: &Path, server: Server, test: Test, amount: u64) -> Resul
     let mb_s =
         speed(&printed, direction, amount).with_context(|| format!("{} printed:\n{printed}", context()))?;
     Ok(Outcome { mb_s, used: after.since(before) })
+}
+
+/// Reads 4 KiB at `offset` past the host's cache, without fio, which must start first.
+pub(super) fn read_block(disk: &Path, offset: u64) -> Result<()> {
+    /// What O_DIRECT wants.
+    #[repr(align(4096))]
+    struct Aligned([u8; 4096]);
+    let mut block = Aligned([0; 4096]);
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_DIRECT.bits()).open(disk)?;
+    file.read_exact_at(&mut block.0, offset)
+        .with_context(|| format!("reading {} at {offset}", disk.display()))
 }
 
 /// Waits for `mark`; the reading is the first thing after it.

@@ -17,7 +17,8 @@ use crate::wait::wait_for;
 const EXPORT: &str = "/run/bench-export";
 /// nfsd's own, and the one that mountd is told to use.
 const MOUNTD_PORT: &str = "20048";
-const DELAY: &str = "5ms";
+/// Between the NFS server and us, each way.
+pub(super) const DELAY: &str = "5ms";
 const LISTEN: Duration = Duration::from_secs(30);
 
 /// An image ready to be served.

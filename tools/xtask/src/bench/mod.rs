@@ -11,10 +11,12 @@
 mod board;
 mod compare;
 mod enumeration;
+mod fetching;
 mod fio;
 mod image;
 mod memory;
 mod meter;
+mod outage;
 mod plan;
 mod served;
 mod table;
@@ -196,14 +198,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     project::build_release(&shell)?;
     let commit = cmd!(shell, "git describe --always --dirty --abbrev=12").quiet().ignore_stderr().read();
     let (mut rows, mut lines, mut enumerations) = (Vec::new(), Vec::new(), Vec::new());
+    let mut elsewhere = Vec::new();
     for speed in args.speed.all() {
         let printed = table::parse(&on_board(args, speed, &nfs)?);
         rows.extend(table::rows(&printed, speed, args.scale(), &args.sources, &args.engine.all())?);
         enumerations.push(enumeration::sentences(&printed, link_name(speed), &args.engine.all()));
+        elsewhere.extend(fetching::sentences(&printed, link_name(speed)));
+        elsewhere.extend(outage::sentences(&printed, link_name(speed)));
         lines.extend(printed);
     }
     println!("{}", table::markdown(&rows));
-    for sentence in table::peaks(&lines) {
+    for sentence in table::peaks(&lines).into_iter().chain(elsewhere) {
         println!("{sentence}");
     }
     let clock = if args.real_time { "this machine's clock" } else { "instructions as time" };

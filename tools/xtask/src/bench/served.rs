@@ -1,12 +1,15 @@
 //! The two that are compared: a drive served by f_mass_storage, and one served by our daemon.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
 use xshell::Shell;
 
 use super::Engine;
@@ -60,8 +63,20 @@ impl Served {
         speed: Speed,
         engine: Engine,
     ) -> Result<Self> {
+        Self::by_us_with(shell, "", functions, speed, engine)
+    }
+
+    /// The same with these sections in the configuration besides.
+    pub(super) fn by_us_with(
+        shell: &Shell,
+        sections: &str,
+        functions: &[&[Medium<'_>]],
+        speed: Speed,
+        engine: Engine,
+    ) -> Result<Self> {
         let dir = std::env::temp_dir();
-        let daemon = Daemon::start(&dir, &configuration(&dir, functions, speed, engine)?)?;
+        let text = sections.to_owned() + &configuration(&dir, functions, speed, engine)?;
+        let daemon = Daemon::start(&dir, &text)?;
         let drives = functions.iter().map(|drives| drives.len()).sum();
         Self::appeared(shell, By::Ours(daemon), drives, speed)
     }
@@ -99,6 +114,18 @@ impl Served {
         }
     }
 
+    /// Asks ours at its control socket, without a program between that must start first.
+    pub(super) fn ask(&self, method: &str, params: &Value) -> Result<Value> {
+        let mut socket = UnixStream::connect(control_socket(&std::env::temp_dir()))?;
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        socket.write_all(format!("{request}\n").as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line)?;
+        let mut answer: Value = serde_json::from_str(&line)?;
+        let result = answer.get_mut("result").map(Value::take);
+        result.with_context(|| format!("{method} was answered with {answer}"))
+    }
+
     /// KiB; none for the kernel's.
     pub(super) fn peak_memory(&self) -> Result<Option<u64>> {
         match &self.by {
@@ -123,7 +150,7 @@ impl Served {
 }
 
 fn configuration(dir: &Path, functions: &[&[Medium<'_>]], speed: Speed, engine: Engine) -> Result<String> {
-    let (socket, speed, engine) = (dir.join("control.sock"), speed.name(), engine.name());
+    let (socket, speed, engine) = (control_socket(dir), speed.name(), engine.name());
     let mut text = format!(
         "[control]\nsocket = {socket:?}\n\n\
          [gadget]\nname = {GADGET:?}\nserial = {SERIAL:?}\nmax_speed = {speed:?}\n"
@@ -139,6 +166,10 @@ fn configuration(dir: &Path, functions: &[&[Medium<'_>]], speed: Speed, engine: 
         }
     }
     Ok(text)
+}
+
+fn control_socket(dir: &Path) -> PathBuf {
+    dir.join("control.sock")
 }
 
 fn block(disk: &Path) -> PathBuf {
