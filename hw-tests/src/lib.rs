@@ -7,7 +7,8 @@
 //! - [`wait`], [`tool`]: bounded waiting, programs of the host
 //! - [`image`]: images with known bytes
 //! - [`host`], [`scsi`], [`raw_bot`], [`keyboard`]: what the host sees, by sysfs, SCSI commands, raw USB transfers, input events
-//! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`
+//! - [`configfs`], [`kernel`], [`daemon`]: who serves: a gadget composed by hand, the kernel's `f_mass_storage`, `ringdrived`; its
+//!   control [`socket`]
 //! - [`store`]: keeps descriptors for the next daemon, as systemd does
 //! - [`usbmon`]: the transfers between host and device
 //! - [`nfs`], [`samba`]: file servers on the board, and a network that can be cut; [`liar`]: a web server that lies
