@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::control::ClientError;
 use crate::control::protocol::DriveReport;
-use crate::drive::{EjectedBy, Event, HostState, ImageState};
+use crate::drive::{DriveIndex, EjectedBy, Event, HostState, ImageState};
 use crate::gadget::Speed;
 use crate::media::SourceState;
 use crate::scsi::Kind;
@@ -162,6 +162,16 @@ pub(super) fn printable(text: &str) -> String {
     shown
 }
 
+fn copying(drive: DriveIndex, to: &str, done: u64, total: u64) -> String {
+    let (done, total) = (ByteLen(done), ByteLen(total));
+    format!("drive {}: {done} of {total} are copied to {}\n", drive.0, printable(to))
+}
+
+fn fetching(drive: DriveIndex, image: &str, here: u64, total: Option<u64>) -> String {
+    let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();
+    format!("drive {}: {}{of} of {} are here\n", drive.0, ByteLen(here), printable(image))
+}
+
 /// A notification, in a line.
 pub(super) fn notification(notification: &Value) -> Result<String, ClientError> {
     let params = notification.get("params").unwrap_or(&Value::Null);
@@ -217,14 +227,8 @@ pub(super) fn notification(notification: &Value) -> Result<String, ClientError> 
         Event::AreaLost { area, cause } => {
             format!("area {} cannot be used: {}\n", printable(&area), printable(&cause))
         }
-        Event::Fetching { drive, image, here, total } => {
-            let of = total.map(|total| format!(" of {}", ByteLen(total))).unwrap_or_default();
-            format!("drive {}: {}{of} of {} are here\n", drive.0, ByteLen(here), printable(&image))
-        }
-        Event::Copying { drive, to, done, total } => {
-            let (done, total) = (ByteLen(done), ByteLen(total));
-            format!("drive {}: {done} of {total} are copied to {}\n", drive.0, printable(&to))
-        }
+        Event::Fetching { drive, image, here, total } => fetching(drive, &image, here, total),
+        Event::Copying { drive, to, done, total } => copying(drive, &to, done, total),
         Event::Fetched { drive, image, checked, kept } => {
             let checked = if checked { ", with the right checksum" } else { "" };
             let kept = kept.map(|path| format!(", kept as {}", printable(&path))).unwrap_or_default();

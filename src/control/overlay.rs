@@ -110,6 +110,10 @@ impl Act {
             }
             Action::Commit => self.commit(held, &overlay, pending),
         };
+        // A temporary one that could not be committed would be an empty one now, over half of a commit.
+        if overlay.temporary {
+            again.clone()?;
+        }
         // Also what could not be done leaves the drive as it was, where that goes.
         let inserted = self.insert_again(&state, &image, &overlay);
         again?;

@@ -234,7 +234,7 @@ impl Held {
 
 impl Shared {
     fn map(&self, range: ByteRange) -> Extent {
-        let rest = self.len().0.checked_sub(range.start().0).unwrap_or(0);
+        let rest = self.len().0.saturating_sub(range.start().0);
         let (range, _) = match range.is_empty() {
             true => return Extent::Zero { len: ByteLen(0) },
             false if rest == 0 => {

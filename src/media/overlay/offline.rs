@@ -40,6 +40,9 @@ const TEMPORARY_END: &str = ".tmp.qcow2";
 /// Hears how many bytes are done, of how many; says whether to go on.
 pub type Progress<'a> = dyn FnMut(u64, u64) -> bool + 'a;
 
+/// Fills a buffer with what a host would see there.
+pub(super) type Look<'a> = dyn Fn(ByteRange, &mut [u8]) -> Result<(), FaultKind> + 'a;
+
 /// What a base is, as far as its overlay must know.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
@@ -408,7 +411,7 @@ pub(super) fn export_to<'a>(
     to: &'a Path,
     overlay: &Path,
     ByteLen(total): ByteLen,
-    read: &dyn Fn(ByteRange, &mut [u8]) -> Result<(), FaultKind>,
+    read: &Look<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Target<'a>, OverlayError> {
     let shown = || to.to_string_lossy().into_owned();

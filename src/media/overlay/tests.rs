@@ -300,6 +300,7 @@ proptest! {
         let mut head = offline::Origin::of(&base, &bench.path("base")).head(&bench.path("overlay")).unwrap();
         head.geometry = layout::Geometry::with(ByteLen(DISK), cluster_bits).unwrap();
         drop(offline::make(&bench.path("overlay"), &head).unwrap());
+        drop(base);
         let mut expected = fs::read(bench.path("base")).unwrap();
         let overlay = bench.open();
         for (block, count, byte) in writes {

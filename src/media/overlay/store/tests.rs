@@ -192,7 +192,8 @@ proptest! {
             let after = Store::load(&disk, head.geometry).map_err(|_| TestCaseError::fail("no overlay any more"))?;
             let promised = history.iter().rposition(|(len, _, stored)| *stored && *len <= cut).unwrap_or(0);
             // The write under way may have landed in part.
-            let last = history.iter().position(|(len, ..)| *len >= cut).unwrap_or(history.len() - 1);
+            let ended = history.iter().filter(|(len, ..)| *len <= cut).count();
+            let last = ended.min(history.len() - 1);
             for block in 0..blocks {
                 let at = ByteLen::from(block * 512).0;
                 let mut sector = [0; 512];
