@@ -53,6 +53,9 @@ pub(super) struct Loaded {
     pub(super) written: u32,
     /// The last of them whose bytes are durable.
     pub(super) stored: u32,
+    /// A sync has succeeded since it was inserted. Until then bytes may be in memory only that came before: by a daemon that died,
+    /// or before an eject by force.
+    pub(super) synced: bool,
     /// A sync has failed. The kernel reports that once and forgets the bytes, so no later sync may be believed.
     pub(super) lost: bool,
     /// Its bytes were not all in memory when last asked for, or are never expected to be.
@@ -80,6 +83,7 @@ impl Loaded {
             first_read: false,
             written: 0,
             stored: 0,
+            synced: false,
             lost: false,
             slow,
             health: Health::Online,
@@ -104,9 +108,10 @@ impl Loaded {
         self.stored.wrapping_add(1) != written
     }
 
-    /// Whether something is to be made durable.
+    /// Whether something is to be made durable: what was written, or may have been before it was inserted.
     pub(super) fn is_unstored(&self) -> bool {
-        self.is_dirty() && self.image.file_for_sync().is_some()
+        let may_be = !self.synced && self.health == Health::Online;
+        (self.is_dirty() || may_be) && self.image.file_for_sync().is_some()
     }
 
     /// Asks the kernel for what a stream will read next, where its bytes were not in memory. Whether the read goes on with one.

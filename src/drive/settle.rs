@@ -148,7 +148,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         let (Some(settling), Some(loaded)) = (&mut drive.settling, &drive.loaded) else { return };
         let unstored = loaded.is_unstored();
         if now >= settling.until {
-            let late = unstored.then(|| Refusal::NotStored(loaded.image.name()));
+            let late = loaded.is_dirty().then(|| Refusal::NotStored(loaded.image.name()));
             return self.settled(lun, late.map_or(Ok(()), Err));
         }
         let may_change = self.mover.late(lun, loaded.number).1;
@@ -239,6 +239,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn note_stored(&mut self, lun: u8, written: u32) {
         if let Some(loaded) = self.loaded_mut(lun) {
             loaded.stored = written;
+            loaded.synced = true;
         }
     }
 

@@ -343,7 +343,11 @@ impl Life {
 
     fn insert(&mut self) -> Result<(), String> {
         self.prevented = false;
-        self.tell(Promises::other_medium);
+        let media = &self.port.world.media;
+        if (media.misfortunes(), media.losses()) != (0, 0) {
+            // The drive does not remember what the old one lost.
+            self.tell(Promises::other_medium);
+        }
         let World { device, now, .. } = &mut self.port.world;
         let inserted = match device.insert(*now, 0, &self.disk) {
             Some(inserted) => inserted,

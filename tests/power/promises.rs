@@ -52,7 +52,7 @@ impl Promises {
         }
     }
 
-    /// The host was told that another medium is in: what was written to the old one, nobody promises any more.
+    /// The host was told that another medium is in, after losses: what was written to the old one, nobody promises any more.
     pub fn other_medium(&mut self) {
         self.0.iter_mut().for_each(|told| told.written = 0);
     }
