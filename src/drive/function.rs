@@ -504,8 +504,11 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if !matches!(self.phase, Phase::Idle) || self.leaving.is_some() {
             return Ok(());
         }
-        let head: Option<[u8; CBW_LEN]> = buf.first_chunk().copied().filter(|_| len == CBW_LEN);
+        let mut head: Option<[u8; CBW_LEN]> = buf.first_chunk().copied().filter(|_| len == CBW_LEN);
         if self.pipes.handover.is_draining() {
+            // The last packet of what has come; all before it is left over.
+            let last = buf.get(..len).and_then(|came| came.chunks(self.pipes.max_packet().max(1)).last());
+            head = last.and_then(|last| last.try_into().ok());
             if !head.is_some_and(|cbw| cbw.starts_with(b"USBC")) {
                 drop(buf);
                 return self.left_over();

@@ -45,8 +45,10 @@ const MAGIC: [u8; 8] = *b"ringdrv\0";
 const UNITS_MAX: usize = 16;
 /// Bytes of an image's name that are kept.
 const NAME_MAX: usize = 424;
-/// The record, then the CBW, each in a buffer of this length.
-const BUF_LEN: usize = 12 * 1024;
+/// The record, then the CBW, each in a buffer of this length: whole packets of every size. Into the latter also go leftovers.
+pub(super) const BUF_LEN: usize = 64 * 1024;
+/// Packets of all sizes begin at multiples of this.
+const PACKET_MIN: usize = 64;
 const BUFFERS: usize = 2;
 const _: () = assert!(size_of::<Record>() <= BUF_LEN);
 /// Of a buffer for a CBW, what is made blank before it is read into.
@@ -306,7 +308,10 @@ impl Handover {
     /// The buffer for the next CBW, made blank; `None` while the last one is in use.
     pub(super) fn cbw_buf(&mut self) -> Option<Buf> {
         let mut buf = self.pool.take()?;
-        if let Some(head) = buf.first_chunk_mut() {
+        if self.is_draining() {
+            // Where in it the CBW will be is not known.
+            buf.fill(0);
+        } else if let Some(head) = buf.first_chunk_mut() {
             *head = BLANK;
         }
         in_order();
@@ -375,7 +380,14 @@ impl Handover {
 
     /// What the predecessor has left to do.
     pub(super) fn unfinished(&mut self) -> Unfinished {
-        let cbw = self.pool.take().and_then(|buf| buf.first_chunk().copied()).unwrap_or([0; CBW_LEN]);
+        let is_draining = self.is_draining();
+        let found = self.pool.take().and_then(|buf| {
+            let is_cbw = |packet: &&[u8]| is_draining && packet.starts_with(b"USBC");
+            // Behind what is left over of the data before it.
+            let last = buf.chunks(PACKET_MIN).rfind(is_cbw).or(Some(&*buf));
+            last.and_then(<[u8]>::first_chunk).copied()
+        });
+        let cbw = found.unwrap_or([0; CBW_LEN]);
         let Record { stage, draining, last, void, .. } = self.record();
         let is_new = match draining {
             _ if *void != 0 => false,
@@ -578,6 +590,18 @@ mod tests {
             left.answered(last, Behind::Nothing);
         };
         assert_eq!(unfinished(answered), Unfinished::Answered(last));
+        let drained = |left: &mut Handover| {
+            moving(left);
+            left.answered(last, Behind::LeftOvers);
+            left.cbw_buf().unwrap()[1024..1024 + CBW_LEN].copy_from_slice(&cbw);
+        };
+        assert_eq!(unfinished(drained), Unfinished::Unbegun(cbw));
+        let drains = |left: &mut Handover| {
+            moving(left);
+            left.answered(last, Behind::LeftOvers);
+            left.cbw_buf().unwrap()[..2048].fill(7);
+        };
+        assert_eq!(unfinished(drains), Unfinished::Answered(last));
         let posted = |left: &mut Handover, arrives| {
             answered(left);
             post(left, arrives);

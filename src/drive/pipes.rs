@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     flights::BUFFERS_PER_DRIVE,
-    handover::{Behind, Handover, Last},
+    handover::{self, Behind, Handover, Last},
 };
 
 /// A CBW read.
@@ -140,10 +140,11 @@ impl<E: Endpoints> Pipes<E> {
         Ok(())
     }
 
-    /// Queues the read of the next CBW: one packet, since a CBW is a short packet of its own (BOT 1.0 §5.1).
+    /// Queues the read of the next CBW: one packet, since a CBW is a short packet of its own (BOT 1.0 §5.1). Where data may still come
+    /// before it, as many as the buffer holds: the CBW ends the transfer.
     pub(super) fn receive_cbw(&mut self) -> Result<(), PipeError> {
         let buf = self.handover.cbw_buf().ok_or(PipeError(TransferError::Other(libc::ENOBUFS)))?;
-        let len = self.max_packet();
+        let len = if self.handover.is_draining() { handover::BUF_LEN } else { self.max_packet() };
         self.queue_receive(buf, len, CBW)
     }
 

@@ -150,6 +150,11 @@ impl Mount {
     /// As [`Mount::new`], but uses a mount of the instance that is there already, whoever made it.
     pub(super) fn find_or_new(name: &str, dir: &Path, is_ours: bool) -> Result<Self, GadgetError> {
         match mounts_of(name).into_iter().next() {
+            // Left by a process of ours that is gone, perhaps with an instance that is gone too.
+            Some(point) if is_ours && point == dir => {
+                umount2(dir, MntFlags::MNT_DETACH).map_err(GadgetError::io("unmount", dir))?;
+                Self::new(name, dir, is_ours)
+            }
             Some(dir) => Ok(Self { dir, mounted: false, remove_dir: false }),
             None => Self::new(name, dir, is_ours),
         }

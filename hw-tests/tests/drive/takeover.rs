@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hw_tests::board::Board;
@@ -15,6 +15,7 @@ use hw_tests::host::{Caching, UsbDevice};
 use hw_tests::image;
 use hw_tests::keyboard::Typist;
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::tool;
 use hw_tests::wait::{ENUMERATION, wait_for};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -107,6 +108,7 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
         await_in_flight(&lun.name(), way)?;
         sleep(Duration::from_micros(rng.u64(..4000)));
         let daemon = rig.daemon()?;
+        let ended = Instant::now();
         if round < kills {
             daemon.kill()?;
         } else {
@@ -120,6 +122,12 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
             Some(daemon.log()).filter(|log| log.contains(" ready "))
         })?;
         ensure!(log.contains("taken over from the last process"), "round {round}: not taken over:\n{log}");
+        let lines = log.lines().filter(|line| line.contains("taken over") || line.contains("WARN"));
+        println!(
+            "round {round}, after {} ms: {}",
+            ended.elapsed().as_millis(),
+            lines.collect::<Vec<_>>().join("\n  ")
+        );
         typist
             .still_heard("after another daemon has taken over")
             .with_context(|| format!("round {round}"))?;
@@ -128,6 +136,9 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
         // The host is to be well on its way again.
         sleep(Duration::from_millis(rng.u64(100..600)));
     }
+    let resets = tool::try_run("dmesg", ["--level=info,notice,warn,err"])?.text;
+    let resets = resets.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count();
+    println!("{resets} resets by the host");
     let longest =
         fio.finish().with_context(|| rig.daemon().map(|daemon| daemon.log()).unwrap_or_default())?;
     println!(
