@@ -284,14 +284,20 @@ impl Entry {
     }
 
     /// How much room there is at present for the image, which has `own` bytes: what others fill on the disk, it must do without.
-    /// Unused images go first.
-    pub(super) fn room_now(&self, own: u64) -> io::Result<u64> {
-        let room = (self.cache.disk)(&self.cache.options.dir)?.room(own);
+    /// Unused images go first. What cannot be found out does not stop the image: writing will tell.
+    pub(super) fn room_now(&self, own: u64) -> u64 {
+        let Ok(disk) = (self.cache.disk)(&self.cache.options.dir) else { return self.room };
+        let room = disk.room(own);
         if room >= self.room {
-            return Ok(self.room);
+            return self.room;
         }
         // What was reserved stays so: there may be more room again.
-        self.cache.room(&self.cache.active.lock(), &self.key, self.room, own)
+        self.cache.room(&self.cache.active.lock(), &self.key, self.room, own).unwrap_or(room)
+    }
+
+    /// Whether the disk has so many bytes, with none left to others.
+    pub(super) fn has_free(&self, bytes: u64) -> bool {
+        (self.cache.disk)(&self.cache.options.dir).map_or(true, |disk| disk.free >= bytes)
     }
 
     /// Whether all of `total` bytes have room.

@@ -246,17 +246,23 @@ impl Shared {
     pub(super) fn make_room(&self, me: Option<usize>) -> Result<u64, UrlError> {
         let _turn = self.evicting.lock();
         let Some(_writing) = self.writing() else { return Ok(0) };
-        let here = self.lock().here;
-        let room = self.entry.room_now(here * CHUNK).map_err(|error| self.entry.error(error))?;
+        let (here, wanted) = {
+            let state = self.lock();
+            (state.here, me.map_or(0, |me| state.plan.ahead(me)))
+        };
+        let room = self.entry.room_now(here * CHUNK);
+        // Nothing of such an image may go.
+        if self.needs_all {
+            let is_full = !self.entry.has_free(wanted * CHUNK);
+            self.lock().is_full |= is_full;
+            let full = UrlErrorKind::NoSpace.of(self.client.address());
+            return if is_full { Err(full) } else { Ok(wanted) };
+        }
         let (wanted, count, spared) = {
             let mut state = self.lock();
             let wanted = me.map_or(0, |me| state.plan.ahead(me));
             if state.here == self.chunks.count() || state.outcome != Outcome::None {
                 return Ok(wanted);
-            }
-            if room < self.part.total && self.needs_all {
-                state.is_full = true;
-                return Err(UrlErrorKind::NoSpace.of(self.client.address()));
             }
             state.room = room.div_ceil(CHUNK).max(state.least);
             let from = self.position.load(Ordering::Relaxed);
@@ -339,6 +345,7 @@ impl Shared {
         }
         let now = Instant::now();
         if error.kind == UrlErrorKind::NoSpace {
+            state.is_full = self.needs_all;
             // From now on what is new takes the place of what is old.
             state.least = state.least.min(state.here.max(LEAST));
         }
