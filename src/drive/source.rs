@@ -132,8 +132,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Health::Changed => Some(self.fault(FaultKind::Changed, Way::Read, None)),
             // Nothing is to be stored.
             Health::Offline { .. }
-                if !loaded.is_dirty()
-                    && (op == MediaOp::Unload || op == MediaOp::Flush && loaded.synced) =>
+                if !loaded.is_dirty() && (op == MediaOp::Unload || op == MediaOp::Flush && loaded.synced) =>
             {
                 None
             }
