@@ -149,7 +149,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             Health::Changed => Some(self.fault(FaultKind::Changed, Way::Read, None)),
             // Nothing is to be stored.
             Health::Offline { .. }
-                if matches!(op, MediaOp::Flush | MediaOp::Unload) && !loaded.is_dirty() =>
+                if !loaded.is_dirty() && (op == MediaOp::Unload || op == MediaOp::Flush && loaded.synced) =>
             {
                 None
             }
