@@ -233,9 +233,8 @@ pub fn machine_serial() -> String {
 
 /// FNV-1a: stable over releases, which the standard library's hasher does not promise.
 pub fn digest(bytes: impl Iterator<Item = u8>) -> u64 {
-    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn default_function(serial: &str) -> Function {

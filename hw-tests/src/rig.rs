@@ -253,9 +253,7 @@ impl Rig {
         let server = match (backend, &gadget) {
             (Backend::Kernel, Some(gadget)) => Server::Kernel(Kernel::add_to(gadget, setup)?),
             (_, Some(gadget)) => Server::Daemon(Self::guest(board, backend, setup, gadget, &stem, store)?),
-            (_, None) => {
-                Server::Daemon(Daemon::serve_keeping(board, backend, setup, &serial, &stem, store)?)
-            }
+            (_, None) => Server::Daemon(Daemon::serve_keeping(board, backend, setup, &serial, &stem, store)?),
         };
         if let Some(gadget) = &gadget {
             gadget.bind(&board.udc)?;

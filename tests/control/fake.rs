@@ -230,7 +230,7 @@ impl Drives {
             Request::Insert { lun, image, reply } => reply.send(self.insert(lun, image)),
             Request::Eject { lun, force, reply } => reply.send(self.eject(lun, force)),
             Request::Set { lun, setting, reply } => reply.send(self.set(lun, setting)),
-            Request::Stop { .. } => unreachable!("handled by the loop"),
+            Request::Stop { .. } | Request::Leave { .. } => unreachable!("handled by the loop"),
         }
     }
 

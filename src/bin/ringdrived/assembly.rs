@@ -18,8 +18,8 @@ use ringdrive::{
     config::{self, Config},
     control,
     drive::{
-        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, KeptDrive, Keeper, Refusal, ReplyTo,
-        Request, block_size,
+        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, Keeper, KeptDrive, Refusal,
+        ReplyTo, Request, block_size,
         thread::{FunctionThread, Keeping},
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
@@ -198,7 +198,8 @@ impl Assembly {
     ) -> anyhow::Result<Self> {
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
         let mut first = DriveIndex(0);
-        for ((function, parts), (handover, drives, media)) in config.functions.iter().zip(parts).zip(resumed) {
+        for ((function, parts), (handover, drives, media)) in config.functions.iter().zip(parts).zip(resumed)
+        {
             let keeper = store.map_or_else(|| Box::new(drop) as Keeper, |store| store.keeper(&function.name));
             let used = drives.iter().map(|drive| drive.number > 0).collect();
             let keeping = Keeping { handover, resumed: Some((drives, media)), keeper };
@@ -263,10 +264,7 @@ impl Assembly {
 }
 
 /// Ends all functions; says what went wrong with it.
-fn end(
-    functions: Vec<Function>,
-    request: impl Fn(ReplyTo<Result<(), Refusal>>) -> Request,
-) -> Vec<String> {
+fn end(functions: Vec<Function>, request: impl Fn(ReplyTo<Result<(), Refusal>>) -> Request) -> Vec<String> {
     let mut lost = Vec::new();
     let mut answered = true;
     let deadline = Instant::now() + STOP_TIMEOUT;

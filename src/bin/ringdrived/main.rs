@@ -104,7 +104,8 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
     let ended = wait(&signals, &shutdown, &assembly);
     notify(sd_notify::NotifyState::Stopping);
     leave_at_second(signals);
-    let leaves = store.is_some() && ended.as_ref().map_or(true, |ended| *ended == Ended::Signal(Signal::SIGTERM));
+    let leaves =
+        store.is_some() && ended.as_ref().map_or(true, |ended| *ended == Ended::Signal(Signal::SIGTERM));
     let stopped = stop(control, assembly, leaves);
     if leaves {
         // Images in them are kept.
@@ -170,7 +171,8 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
             Ok(_) => {
                 // Taken, so that a second one is seen.
                 let signal = signals.read_signal().ok().flatten();
-                let signal = signal.and_then(|info| Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok());
+                let signal =
+                    signal.and_then(|info| Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok());
                 return Ok(signal.map_or(Ended::Client, Ended::Signal));
             }
             Err(error) => return Err(error).context("cannot wait for signals"),
@@ -182,11 +184,7 @@ fn wait(signals: &SignalFd, shutdown: &EventFd, assembly: &Assembly) -> anyhow::
 }
 
 /// Without `leaves` nothing is left to a successor, and nothing that was kept for one may keep the gadget.
-fn stop(
-    control: control::Running,
-    assembly: Assembly,
-    leaves: bool,
-) -> anyhow::Result<()> {
+fn stop(control: control::Running, assembly: Assembly, leaves: bool) -> anyhow::Result<()> {
     tracing::info!(leaves, "stopping");
     // Its thread holds the gadget, which the assembly must be the last to hold.
     control.stop();

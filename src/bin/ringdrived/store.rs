@@ -89,7 +89,10 @@ impl Store {
         let (keeper, function) = (self.keeper.clone(), function.to_owned());
         Box::new(move |keep| {
             if keeper.try_send((function.clone(), keep)).is_err() {
-                tracing::warn!(function, "an image is not kept for the next process; it will look for its name");
+                tracing::warn!(
+                    function,
+                    "an image is not kept for the next process; it will look for its name"
+                );
             }
         })
     }

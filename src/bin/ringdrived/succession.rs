@@ -3,14 +3,7 @@
 //! Anything that is not whole, or not what the configuration says, is no reason to fail: then the gadget is made anew, as after a
 //! death without a store.
 
-use std::{
-    fmt::Write as _,
-    fs::File,
-    os::fd::OwnedFd,
-    path::PathBuf,
-    thread,
-    time::Duration,
-};
+use std::{fmt::Write as _, fs::File, os::fd::OwnedFd, path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use crossbeam_channel::bounded;
