@@ -18,12 +18,12 @@ use ringdrive::{
     config::{self, Config},
     control,
     drive::{
-        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, Keeper, KeptDrive, Refusal,
-        ReplyTo, Request, block_size,
-        thread::{FunctionThread, Keeping},
+        DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, Keeper, Refusal, ReplyTo,
+        Request, block_size,
+        thread::{FunctionThread, Keeping, Resumed},
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
-    media::{Access, Image, Medium},
+    media::{Access, Image},
     scsi::Identity,
 };
 
@@ -70,8 +70,8 @@ pub(crate) enum Begin {
     TakenOver(Vec<Succession>),
 }
 
-/// The state of a function that is taken over, and the images of its drives.
-type Resumed = (Handover, Vec<KeptDrive>, Vec<(u8, Box<dyn Medium>)>);
+/// The state of a function that is taken over, and its drives.
+type Left = (Handover, Resumed);
 
 /// A configured image in an area, which is mounted when its server answers.
 pub(crate) struct Later {
@@ -145,7 +145,7 @@ impl Assembly {
                 let (mut files, mut resumed) = (Vec::new(), Vec::new());
                 for Succession { files: of_function, handover, drives, media } in successions {
                     files.push(of_function);
-                    resumed.push((handover, drives, media));
+                    resumed.push((handover, (drives, media)));
                 }
                 let (options, placement) = gadget_options(config);
                 match Gadget::adopt(&options, placement, files) {
@@ -192,17 +192,16 @@ impl Assembly {
         config: &Config,
         gadget: Gadget,
         parts: Vec<FunctionParts>,
-        resumed: Vec<Resumed>,
+        resumed: Vec<Left>,
         store: Option<&Store>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
         let mut first = DriveIndex(0);
-        for ((function, parts), (handover, drives, media)) in config.functions.iter().zip(parts).zip(resumed)
-        {
+        for ((function, parts), (handover, resumed)) in config.functions.iter().zip(parts).zip(resumed) {
             let keeper = store.map_or_else(|| Box::new(drop) as Keeper, |store| store.keeper(&function.name));
-            let used = drives.iter().map(|drive| drive.number > 0).collect();
-            let keeping = Keeping { handover, resumed: Some((drives, media)), keeper };
+            let used = resumed.0.iter().map(|drive| drive.number > 0).collect();
+            let keeping = Keeping { handover, resumed: Some(resumed), keeper };
             let started = start(function, first, parts, events.clone(), Some(keeping))?;
             assembly.functions.push(Function { used, ..started });
             first.0 += u16::try_from(function.drives.len())?;
