@@ -487,6 +487,20 @@ impl Checker {
         if has_lost { Ok(()) } else { Err("a deferred error without a cause".into()) }
     }
 
+    /// The host asks why; `None`: it broke off and has recovered.
+    fn ask_why(&mut self, job: &Job) -> Result<Option<Outcome>, String> {
+        let ask = Job::request_sense(job.lun, 252);
+        let sense = match self.run(&ask, Expected::In(252)) {
+            Ok(outcome) => {
+                self.check_transport(&ask, Expected::In(252), &outcome)?;
+                outcome
+            }
+            Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos).map(|()| None),
+            Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
+        };
+        Ok(Some(sense))
+    }
+
     /// The host asks why, and weighs the answer.
     fn check_failed(
         &mut self,
@@ -500,15 +514,7 @@ impl Checker {
         if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
             self.perhaps_written(job);
         }
-        let ask = Job::request_sense(job.lun, 252);
-        let sense = match self.run(&ask, Expected::In(252)) {
-            Ok(outcome) => {
-                self.check_transport(&ask, Expected::In(252), &outcome)?;
-                outcome
-            }
-            Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos),
-            Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
-        };
+        let Some(sense) = self.ask_why(job)? else { return Ok(()) };
         if self.disturbed && (sense.csw.status != 0 || sense.data.is_empty()) {
             self.mark("sense data lost with the process");
             return self.try_again(job, expected);
