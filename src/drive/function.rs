@@ -24,16 +24,13 @@
 use std::{collections::VecDeque, fmt, io, time::Duration};
 
 use crate::{
-    bot::{Bot, CBW_LEN, CSW_LEN, DataPhase, Expected, StallPolicy},
+    bot::{Bot, CSW_LEN, DataPhase, Expected, StallPolicy},
     gadget::{
-        BusEvent, ResetTicket,
+        ResetTicket,
         endpoints::{EndpointDone, Endpoints, Halted, Pipe, TransferError, Wake},
     },
     media::{Medium, Waker},
-    ring::{
-        MoveOp, Moved, Mover,
-        pool::{Buf, Pool},
-    },
+    ring::{MoveOp, Moved, Mover, pool::Pool},
     scsi::{Identity, Kind, MediaOp, Pending, PendingParameters, Status, Target, Unit},
     units::BlockSize,
 };
@@ -387,46 +384,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// The bus changed.
-    pub fn bus(&mut self, event: BusEvent) {
-        match event {
-            BusEvent::Bound => {}
-            BusEvent::TakenOver { speed, .. } => self.taken_over(speed),
-            BusEvent::Enabled { speed, .. } => {
-                self.host = HostState::Connected { speed };
-                self.forget_host();
-                self.tell(Event::Connected { function: self.name.clone(), speed });
-                self.abort(After::Idle);
-            }
-            BusEvent::Disabled | BusEvent::Unbound => {
-                if self.host != HostState::Disconnected {
-                    self.host = HostState::Disconnected;
-                    self.forget_host();
-                    self.tell(Event::Disconnected { function: self.name.clone() });
-                }
-                self.abort(After::Down);
-                self.store_all();
-            }
-            BusEvent::Suspended => {
-                if let HostState::Connected { speed } = self.host {
-                    self.host = HostState::Suspended { speed };
-                    self.tell(Event::Suspended { function: self.name.clone() });
-                    self.store_all();
-                }
-            }
-            BusEvent::Resumed => {
-                if let HostState::Suspended { speed } = self.host {
-                    self.host = HostState::Connected { speed };
-                    self.tell(Event::Resumed { function: self.name.clone() });
-                }
-            }
-            BusEvent::Reset(ticket) => {
-                self.tell(Event::Reset { function: self.name.clone() });
-                self.abort(After::Reset(ticket));
-            }
-        }
-    }
-
     pub(super) fn tell(&self, event: Event) {
         tracing::info!(?event);
         (self.events)(event);
@@ -499,39 +456,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    fn cbw(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
-        // One that comes when this process is about to end is its successor's.
-        if !matches!(self.phase, Phase::Idle) || self.leaving.is_some() {
-            return Ok(());
-        }
-        let mut head: Option<[u8; CBW_LEN]> = buf.first_chunk().copied().filter(|_| len == CBW_LEN);
-        if self.pipes.handover.is_draining() {
-            // The last packet of what has come; all before it is left over.
-            let last = buf.get(..len).and_then(|came| came.chunks(self.pipes.max_packet().max(1)).last());
-            head = last.and_then(|last| last.try_into().ok());
-            if !head.is_some_and(|cbw| cbw.starts_with(b"USBC")) {
-                drop(buf);
-                return self.left_over();
-            }
-            self.pipes.handover.drained();
-        }
-        let received = match &head {
-            Some(cbw) => self.bot.receive_cbw(cbw),
-            None => self.bot.receive_cbw(buf.get(..len).unwrap_or_default()),
-        };
-        // Given back, because the next CBW needs it.
-        drop(buf);
-        match received {
-            Ok(command) if self.limbo.is_some() => self.command_in_limbo(command),
-            Ok(command) => self.command(command),
-            Err(error) => {
-                tracing::warn!(function = self.name, %error, "invalid CBW; halted until the host resets");
-                self.break_off();
-                Ok(())
-            }
-        }
-    }
-
     /// Halts what the phase wants halted, once it is idle.
     pub(super) fn try_halt(&mut self) -> Result<(), PipeError> {
         match self.phase {
@@ -581,7 +505,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    fn abort(&mut self, after: After) {
+    pub(super) fn abort(&mut self, after: After) {
         let after = if self.stopping { After::Down } else { after };
         self.pipes.handover.reset();
         self.abandon(Phase::Aborting(after));

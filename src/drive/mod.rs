@@ -7,7 +7,8 @@
 //! | file | what |
 //! |---|---|
 //! | `command` | what can be asked of a drive, and what it tells: shared with the control socket |
-//! | `function` | the state, the bus, resets, and which comes next |
+//! | `function` | the state, resets, and which comes next |
+//! | `bus` | what the host's coming and going means |
 //! | `phases` | a command from its answer to its CSW |
 //! | `data_in`, `data_out` | the two data phases with an image behind them |
 //! | `compound` | commands of several steps: comparing, WRITE SAME, UNMAP |
@@ -24,6 +25,7 @@
 //! | `fault` | the one map from media faults to sense data |
 //! | `thread` | the real loop |
 
+mod bus;
 pub mod command;
 mod compound;
 mod data_in;

@@ -14,7 +14,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::{
-    bot::{self, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
+    bot::{self, CBW_LEN, CSW_LEN, Command, CommandStatus, DataEnd, DataPhase, Intent},
     gadget::endpoints::{EndpointDone, Endpoints, Wake},
     media::{Allocation, FaultKind},
     ring::{Mover, OpTag, pool::Buf},
@@ -35,6 +35,40 @@ use super::{
 };
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
+    /// The read of a CBW is done.
+    pub(super) fn cbw(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
+        // One that comes when this process is about to end is its successor's.
+        if !matches!(self.phase, Phase::Idle) || self.leaving.is_some() {
+            return Ok(());
+        }
+        let mut head: Option<[u8; CBW_LEN]> = buf.first_chunk().copied().filter(|_| len == CBW_LEN);
+        if self.pipes.handover.is_draining() {
+            // The last packet of what has come; all before it is left over.
+            let last = buf.get(..len).and_then(|came| came.chunks(self.pipes.max_packet().max(1)).last());
+            head = last.and_then(|last| last.try_into().ok());
+            if !head.is_some_and(|cbw| cbw.starts_with(b"USBC")) {
+                drop(buf);
+                return self.left_over();
+            }
+            self.pipes.handover.drained();
+        }
+        let received = match &head {
+            Some(cbw) => self.bot.receive_cbw(cbw),
+            None => self.bot.receive_cbw(buf.get(..len).unwrap_or_default()),
+        };
+        // Given back, because the next CBW needs it.
+        drop(buf);
+        match received {
+            Ok(command) if self.limbo.is_some() => self.command_in_limbo(command),
+            Ok(command) => self.command(command),
+            Err(error) => {
+                tracing::warn!(function = self.name, %error, "invalid CBW; halted until the host resets");
+                self.break_off();
+                Ok(())
+            }
+        }
+    }
+
     pub(super) fn command(&mut self, command: Command) -> Result<(), PipeError> {
         let lun = command.lun.0;
         // What a command that ended early had under way.

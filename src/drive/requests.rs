@@ -302,15 +302,6 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         Ok(())
     }
 
-    /// Each unit allows removal again and raises unit attention: the host is a new one, or none.
-    pub(super) fn forget_host(&mut self) {
-        self.target.bus_reset();
-        for lun in self.target.luns() {
-            self.note_prevented(lun);
-            self.keep_unit(lun);
-        }
-    }
-
     pub(super) fn note_prevented(&mut self, lun: u8) {
         let prevented = self.target.unit(lun).is_some_and(scsi::Unit::prevented);
         let Some(drive) = self.drive_mut(lun).filter(|drive| drive.prevented != prevented) else { return };

@@ -148,6 +148,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
             drive.inserted = kept.number.wrapping_sub(1);
             if let Err(error) = self.put_in(lun, medium) {
                 tracing::warn!(%error, lun, "an image is not taken over");
+                if let Some(drive) = self.drive_mut(lun) {
+                    drive.inserted = kept.number;
+                }
             }
         }
         if let (Some(image), Some(loaded)) = (&kept.image, self.loaded_mut(lun)) {

@@ -72,14 +72,14 @@ pub struct FunctionThread {
     bus_wake: Arc<EventFd>,
 }
 
-/// Drives as they were left, and the images that could be had again, by LUN.
+/// The drives that a predecessor has left, by LUN, and their images that could be had again.
 pub type Resumed = (Vec<KeptDrive>, Vec<(u8, Box<dyn Medium>)>);
 
 /// What is kept for a successor, and what a predecessor has kept.
 pub struct Keeping {
     /// Where the function keeps its state.
     pub handover: Handover,
-    /// The drives that a predecessor has left in it, by LUN, and their images; `None`: it is new.
+    /// What a predecessor has left in it; `None`: it is new.
     pub resumed: Option<Resumed>,
     /// Told which images are to be kept.
     pub keeper: Keeper,

@@ -4,11 +4,13 @@
 mod deaths;
 #[path = "hostile.rs"]
 mod hostile;
+#[path = "storage.rs"]
+mod storage;
 
 use std::collections::BTreeMap;
 
 use fastrand::Rng;
-use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe, media::SourceState};
+use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
 
 use crate::{
     counted::{Became, Counted},
@@ -229,41 +231,6 @@ impl Checker {
         if took <= 2 * deadline + slack { Ok(()) } else { Err(format!("took {} ms", took / 1_000_000)) }
     }
 
-    /// How often storage of this unit was slower than any should be.
-    fn stuck(&self, lun: u8) -> u64 {
-        self.disks.get(usize::from(lun)).map_or(0, |disk| self.port.world.stuck(&disk.file))
-    }
-
-    fn is_offline(&mut self, lun: u8) -> bool {
-        let World { device, now, .. } = &mut self.port.world;
-        device.source(*now, lun) == Some(SourceState::Offline)
-    }
-
-    /// Storage comes back, by itself or because somebody mends it, and with it the drive.
-    fn await_source(&mut self, lun: u8) -> Result<(), String> {
-        self.mark("source offline");
-        let patience = if self.rng.bool() { 90 * SECOND } else { 0 };
-        self.until_online(lun, patience);
-        let World { media, now, .. } = &mut self.port.world;
-        let patience = 2 * SECOND + 4 * media.delay_max();
-        let mended = *now;
-        if self.is_offline(lun) {
-            self.port.world.release();
-            self.until_online(lun, patience);
-        }
-        if self.is_offline(lun) {
-            let waited = (self.port.world.now - mended) / 1_000_000;
-            return Err(format!("unit {lun} is still offline {waited} ms after its storage was mended"));
-        }
-        self.mark("source online again");
-        Ok(())
-    }
-
-    fn until_online(&mut self, lun: u8, patience: Nanos) {
-        let end = self.port.world.now + patience;
-        while self.port.world.now < end && self.is_offline(lun) && self.port.world.step() {}
-    }
-
     fn check_counted(&mut self, lun: usize) -> Result<(), String> {
         if self.port.world.ended != self.counted_of {
             self.believe_counted();
@@ -351,38 +318,6 @@ impl Checker {
         let result = self.honest(job);
         self.port.disarm();
         result
-    }
-
-    /// A command was cut short: the disk holds old or new; then the host sets things right.
-    fn recover(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
-        self.note(|| format!("{chaos:?}"));
-        self.perhaps_written(job);
-        self.mark(match chaos {
-            Chaos::ResetRecovery => "reset recovery",
-            Chaos::BusReset => "bus reset",
-            Chaos::Vanish => "unplugged",
-        });
-        self.connected();
-        let result = match chaos {
-            Chaos::ResetRecovery => self.port.reset_recovery(),
-            Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
-        };
-        result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
-        if self.disturbed {
-            self.believe_counted();
-        }
-        self.check_all_counted()
-    }
-
-    /// A write that did not come to its end: old or new.
-    fn perhaps_written(&mut self, job: &Job) {
-        let (What::Write { lba, count, id, .. } | What::Compare { then: Some((lba, count, id, _)), .. }) =
-            job.what
-        else {
-            return;
-        };
-        let disk = &mut self.disks[usize::from(job.lun)];
-        disk.perhaps_written(id, disk.sectors(lba, count));
     }
 
     fn judge(&mut self, job: &Job, expected: Expected, outcome: &Outcome, faults: u64) -> Result<(), String> {
@@ -558,6 +493,20 @@ impl Checker {
         if has_lost { Ok(()) } else { Err("a deferred error without a cause".into()) }
     }
 
+    /// The host asks why; `None`: it broke off and has recovered.
+    fn ask_why(&mut self, job: &Job) -> Result<Option<Outcome>, String> {
+        let ask = Job::request_sense(job.lun, 252);
+        let sense = match self.run(&ask, Expected::In(252)) {
+            Ok(outcome) => {
+                self.check_transport(&ask, Expected::In(252), &outcome)?;
+                outcome
+            }
+            Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos).map(|()| None),
+            Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
+        };
+        Ok(Some(sense))
+    }
+
     /// The host asks why, and weighs the answer.
     fn check_failed(
         &mut self,
@@ -571,15 +520,7 @@ impl Checker {
         if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
             self.perhaps_written(job);
         }
-        let ask = Job::request_sense(job.lun, 252);
-        let sense = match self.run(&ask, Expected::In(252)) {
-            Ok(outcome) => {
-                self.check_transport(&ask, Expected::In(252), &outcome)?;
-                outcome
-            }
-            Err(Stop::Chaos(chaos)) => return self.recover_reads(job, chaos),
-            Err(stop) => return Err(format!("{stop:?} during REQUEST SENSE")),
-        };
+        let Some(sense) = self.ask_why(job)? else { return Ok(()) };
         if self.disturbed && (sense.csw.status != 0 || sense.data.is_empty()) {
             self.mark("sense data lost with the process");
             return self.try_again(job, expected);

@@ -153,4 +153,36 @@ impl Checker {
             other => Err(format!("insert: {other:?}")),
         }
     }
+
+    /// A command was cut short: the disk holds old or new; then the host sets things right.
+    pub(super) fn recover(&mut self, job: &Job, chaos: Chaos) -> Result<(), String> {
+        self.note(|| format!("{chaos:?}"));
+        self.perhaps_written(job);
+        self.mark(match chaos {
+            Chaos::ResetRecovery => "reset recovery",
+            Chaos::BusReset => "bus reset",
+            Chaos::Vanish => "unplugged",
+        });
+        self.connected();
+        let result = match chaos {
+            Chaos::ResetRecovery => self.port.reset_recovery(),
+            Chaos::BusReset | Chaos::Vanish => self.port.reconnect(chaos),
+        };
+        result.map_err(|stop| format!("{stop:?} after {chaos:?} of {job:?}"))?;
+        if self.disturbed {
+            self.believe_counted();
+        }
+        self.check_all_counted()
+    }
+
+    /// A write that did not come to its end: old or new.
+    pub(super) fn perhaps_written(&mut self, job: &Job) {
+        let (What::Write { lba, count, id, .. } | What::Compare { then: Some((lba, count, id, _)), .. }) =
+            job.what
+        else {
+            return;
+        };
+        let disk = &mut self.disks[usize::from(job.lun)];
+        disk.perhaps_written(id, disk.sectors(lba, count));
+    }
 }

@@ -15,6 +15,7 @@
 //! | `counted` | what the drives must have counted |
 //! | `checker` | the host's life, and whether the answers were right |
 //! | `deaths` | the process at the other end is killed, or told to end, and another one takes over |
+//! | `storage` | what the host knows of storage that does not answer |
 //! | `hostile` | the parts of that life that no honest host has |
 
 // A test binary has no outside that could reach its items.

@@ -17,7 +17,7 @@ use ringdrive::{
     drive::{
         DriveIndex, DriveOptions, Event, FunctionOptions, Handle, Handover, Keeper, KeptDrive, Refusal,
         ReplyTo, Request, block_size,
-        thread::{FunctionThread, Keeping},
+        thread::{FunctionThread, Keeping, Resumed},
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
     media::{
@@ -72,8 +72,8 @@ pub(crate) enum Begin {
     TakenOver(Vec<Succession>),
 }
 
-/// The state of a function that is taken over, and the images of its drives.
-type Resumed = (Handover, Vec<KeptDrive>, Vec<(u8, Box<dyn Medium>)>);
+/// The state of a function that is taken over, and its drives.
+type Left = (Handover, Resumed);
 
 pub(crate) fn is_in_area(config: &Config, path: &Path) -> bool {
     config.areas.iter().any(|area| path.starts_with(&area.path))
@@ -150,7 +150,7 @@ impl Assembly {
                 let (mut files, mut resumed) = (Vec::new(), Vec::new());
                 for Succession { files: of_function, handover, drives, media } in successions {
                     files.push(of_function);
-                    resumed.push((handover, drives, media));
+                    resumed.push((handover, (drives, media)));
                 }
                 let (options, placement) = gadget_options(config);
                 match Gadget::adopt(&options, placement, files) {
@@ -197,19 +197,18 @@ impl Assembly {
         config: &Config,
         gadget: Gadget,
         parts: Vec<FunctionParts>,
-        resumed: Vec<Resumed>,
+        resumed: Vec<Left>,
         store: Option<&Store>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
         let mut first = DriveIndex(0);
-        for ((function, parts), (handover, drives, media)) in config.functions.iter().zip(parts).zip(resumed)
-        {
+        for ((function, parts), (handover, resumed)) in config.functions.iter().zip(parts).zip(resumed) {
             let keeper = store.map_or_else(|| Box::new(drop) as Keeper, |store| store.keeper(&function.name));
             // What was behind a URL is not taken over, so it is fetched again.
             let is_used = |(drive, kept): (_, &KeptDrive)| kept.number > 0 && !held_its_url(drive, kept);
-            let used = function.drives.iter().zip(&drives).map(is_used).collect();
-            let keeping = Keeping { handover, resumed: Some((drives, media)), keeper };
+            let used = function.drives.iter().zip(&resumed.0).map(is_used).collect();
+            let keeping = Keeping { handover, resumed: Some(resumed), keeper };
             let started = start(function, first, parts, events.clone(), Some(keeping))?;
             assembly.functions.push(Function { used, ..started });
             first.0 += u16::try_from(function.drives.len())?;
