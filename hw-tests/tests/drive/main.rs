@@ -81,8 +81,6 @@ fn main() -> ExitCode {
         ("events", events::CASES),
         ("stats", stats::CASES),
         ("killed", killed::CASES),
-        ("takeover", takeover::CASES),
-        ("overlay", overlay::CASES),
         ("trim", trim::CASES),
         ("conformance", conformance::CASES),
         ("tools", tools::CASES),
@@ -91,6 +89,8 @@ fn main() -> ExitCode {
     let at_one: &[(&str, &[Case])] = &[
         ("clients", clients::CASES),
         ("refusals", refusals::CASES),
+        ("takeover", takeover::CASES),
+        ("overlay", overlay::CASES),
         ("hang", hang::CASES),
         ("areas", areas::CASES),
         ("urls", urls::CASES),
