@@ -48,6 +48,8 @@ pub struct Checker {
     counted_of: u64,
     /// The process has ended in this command, or in the one before.
     disturbed: bool,
+    /// The device's process ends now and then, and another one takes over.
+    pub mortal: bool,
     trace: bool,
 }
 
@@ -69,6 +71,7 @@ impl Checker {
             settled: 0,
             counted_of: 0,
             disturbed: false,
+            mortal: false,
             trace,
         }
     }
@@ -134,7 +137,8 @@ impl Checker {
         }
         match self.rng.u8(..100) {
             0..45 => self.honest(&job),
-            45..60 => self.survives(&job),
+            45..60 if self.mortal => self.survives(&job),
+            45..60 => self.honest(&job),
             60..75 => self.mismatched(&job),
             75..88 => self.broken_off(&job),
             88..92 => self.invalid_cbw(),
@@ -264,12 +268,13 @@ impl Checker {
     /// Runs a command to its CSW and judges it.
     fn judged(&mut self, job: &Job, expected: Expected) -> Result<(), String> {
         let stuck = self.stuck(job.lun);
-        let was_offline = self.is_offline(job.lun);
+        // A sync that nobody waits for may be what takes the storage offline.
+        let was_slow = self.is_offline(job.lun) || self.is_stuck(job.lun);
         let faults = self.port.world.media.faults();
         let refused = self.port.world.bus.refused();
         match self.run(job, expected) {
             Ok(outcome) => {
-                self.held_up = was_offline || self.stuck(job.lun) > stuck || self.is_offline(job.lun);
+                self.held_up = was_slow || self.stuck(job.lun) > stuck || self.is_offline(job.lun);
                 let verdict = self.judge(job, expected, &outcome, faults);
                 verdict.map_err(|why| format!("{why}; {job:?} {expected:?} {:?}", outcome.csw))
             }

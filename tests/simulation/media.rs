@@ -80,6 +80,8 @@ struct Flight {
     file: Arc<File>,
     buf: Option<Buf>,
     op: Op,
+    /// It takes longer than any should.
+    stuck: bool,
 }
 
 /// Versions of each sector of one file: the newest, and the newest that is durable.
@@ -135,14 +137,16 @@ impl State {
         if self.now >= self.calm_until && self.happens(self.rates.outages) {
             self.down.insert(inode, self.now + self.rng.u64(..40 * SECOND));
         }
+        let mut stuck = false;
         if let Some(up) = self.down.get(&inode).copied().filter(|up| self.now < *up) {
             due = up + self.rng.u64(..self.rates.delay_max);
-            *self.stuck.entry(inode).or_default() += 1;
+            stuck = true;
         } else if self.now >= self.calm_until && self.happens(self.rates.stuck) {
             due = if self.rng.bool() { NEVER } else { self.now + self.rng.u64(SECOND..60 * SECOND) };
-            *self.stuck.entry(inode).or_default() += 1;
+            stuck = true;
         }
-        self.flights.push(Flight { due, tag, file: file.clone(), buf, op });
+        *self.stuck.entry(inode).or_default() += u64::from(stuck);
+        self.flights.push(Flight { due, tag, file: file.clone(), buf, op, stuck });
         Ok(())
     }
 
@@ -309,6 +313,12 @@ impl Media {
         down.clear();
         *calm_until = *now + 20 * SECOND;
         flights.iter_mut().for_each(|flight| flight.due = flight.due.min(*now + rates.delay_max));
+    }
+
+    /// Whether an operation on this file is under way that takes longer than any should.
+    pub fn is_stuck(&self, file: &File) -> bool {
+        let inode = inode_of(file);
+        self.0.borrow().flights.iter().any(|flight| flight.stuck && inode_of(&flight.file) == inode)
     }
 
     /// Operations on this file so far that took longer than any should.

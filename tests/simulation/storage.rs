@@ -14,6 +14,12 @@ impl Checker {
         self.disks.get(usize::from(lun)).map_or(0, |disk| self.port.world.stuck(&disk.file))
     }
 
+    /// Whether something is under way that is.
+    pub(super) fn is_stuck(&self, lun: u8) -> bool {
+        let media = &self.port.world.media;
+        self.disks.get(usize::from(lun)).is_some_and(|disk| media.is_stuck(&disk.file))
+    }
+
     pub(super) fn is_offline(&mut self, lun: u8) -> bool {
         let World { device, now, .. } = &mut self.port.world;
         device.source(*now, lun) == Some(SourceState::Offline)

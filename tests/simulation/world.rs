@@ -106,7 +106,9 @@ impl World {
         match possible.swap_remove(self.rng.usize(..possible.len())) {
             Next::Back => {
                 self.back_at = None;
-                if let Some(max_packet) = self.bus.max_packet().filter(|_| !self.signals_pending()) {
+                // One that only tells of sleep says nothing of whether the function is in use.
+                let sleeps = |signal: &BusSignal| matches!(signal, BusSignal::Suspended | BusSignal::Resumed);
+                if let Some(max_packet) = self.bus.max_packet().filter(|_| self.signals.iter().all(sleeps)) {
                     self.device.take_over(self.now, u16::try_from(max_packet).unwrap());
                 }
             }
