@@ -192,6 +192,7 @@ struct Drives {
     uptime: Duration,
     events: EventSink,
     deaf: bool,
+    dead: bool,
     kept: Vec<Request>,
 }
 
@@ -214,7 +215,7 @@ impl Drives {
         let counted = vec![counted(), Statistics::new()];
         let uptime = Duration::from_secs(59);
         let images = vec![None, None];
-        Self { states, images, counted, uptime, events, deaf: false, kept: Vec::new() }
+        Self { states, images, counted, uptime, events, deaf: false, dead: false, kept: Vec::new() }
     }
 
     fn run(mut self, inbox: &Inbox, moods: &Receiver<(Mood, Sender<()>)>) {
@@ -225,6 +226,7 @@ impl Drives {
             while let Some(request) = inbox.take() {
                 match request {
                     Request::Stop { reply } => return reply.send(Ok(())),
+                    request if self.dead => drop(request),
                     request if self.deaf => self.kept.push(request),
                     request => self.answer(request),
                 }
@@ -237,7 +239,11 @@ impl Drives {
                     }
                     Mood::Read(bytes, took) => self.counted[0].count(read(bytes, Some(true), took)),
                     Mood::Deaf => self.deaf = true,
-                    Mood::Dead => self.kept.clear(),
+                    // What is still on its way dies with it.
+                    Mood::Dead => {
+                        self.dead = true;
+                        self.kept.clear();
+                    }
                 }
                 done.send(()).unwrap();
             }

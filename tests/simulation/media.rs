@@ -166,8 +166,9 @@ impl State {
         // To ask a file that is gone what it is would tell that for good.
         let kinds = if matches!(flight.op, Op::Stat) { 2 } else { 4 };
         let errno = errno[self.rng.usize(..kinds)];
-        let timed_out = u64::from(errno == nix::libc::ETIMEDOUT);
-        *self.stuck.entry(inode_of(&flight.file)).or_default() += timed_out;
+        // Who does not say what the file is does not answer, whatever the error.
+        let silent = u64::from(errno == nix::libc::ETIMEDOUT || matches!(flight.op, Op::Stat));
+        *self.stuck.entry(inode_of(&flight.file)).or_default() += silent;
         io::Error::from_raw_os_error(errno)
     }
 
