@@ -546,25 +546,12 @@ impl Checker {
         if (key, code) == (2, [4, 1]) && self.held_up && self.stuck(job.lun) > 0 {
             return self.await_source(job.lun);
         }
-        let attentions = self.attentions.get_mut(usize::from(job.lun));
         match (key, &job.what) {
-            (6, _) if job.reports_unit_attention() => match attentions {
-                Some(left) if *left > 0 => {
-                    *left -= 1;
-                    self.mark("unit attention");
-                    Ok(())
-                }
-                _ => Err(format!("unit attention {code:02x?} without a cause")),
-            },
+            (6, _) if job.reports_unit_attention() => self.check_attention(job.lun, code),
             (0xe, What::Compare { verdict: Verdict::Differs(at), then }) => {
-                self.mark("miscompare");
-                let told = u32::from_be_bytes(sense.data[3..7].try_into().unwrap());
-                let named = sense.data[0] == 0xf0 && usize::try_from(told).unwrap() == *at;
-                match code {
-                    // INFORMATION does not outlive the process.
-                    [0x1d, 0] if named || then.is_none() || disturbed || self.disturbed => Ok(()),
-                    _ => Err(format!("byte {at} differs, but sense is {:02x?}", sense.data)),
-                }
+                // INFORMATION does not outlive the process.
+                let may_lack = then.is_none() || disturbed || self.disturbed;
+                self.check_miscompare(*at, &sense.data, may_lack)
             }
             (0xe, What::Compare { verdict: Verdict::Unsure, .. }) => Ok(()),
             (key, What::Refused { key: wanted }) if key == *wanted || key == 5 => {
@@ -588,15 +575,5 @@ impl Checker {
             }
             _ => Err(format!("failed with sense {key:x}/{code:02x?}")),
         }
-    }
-
-    /// The whole medium through the bus, at the end of a life.
-    pub fn read_back(&mut self, lun: usize) -> Result<(), String> {
-        let (blocks, block) = (self.disks[lun].blocks(), self.disks[lun].block);
-        let count = u16::try_from(blocks).unwrap().to_be_bytes();
-        let cdb = [&[0x28, 0, 0, 0, 0, 0, 0], &count[..], &[0]].concat();
-        let len = u32::try_from(blocks * block).unwrap();
-        let what = What::Read { lba: 0, count: blocks };
-        self.honest(&Job::new(u8::try_from(lun).unwrap(), cdb, Moves::In(len), what))
     }
 }

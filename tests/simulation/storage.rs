@@ -1,9 +1,10 @@
-//! What the model host knows of storage that does not answer.
+//! What the model host knows of the medium: storage that does not answer, what sense data may say of it, and what it holds in the end.
 
 use ringdrive::media::SourceState;
 
 use super::Checker;
 use crate::{
+    job::{Job, Moves, What},
     media::SECOND,
     world::{Nanos, World},
 };
@@ -48,5 +49,37 @@ impl Checker {
     pub(super) fn until_online(&mut self, lun: u8, patience: Nanos) {
         let end = self.port.world.now + patience;
         while self.port.world.now < end && self.is_offline(lun) && self.port.world.step() {}
+    }
+
+    pub(super) fn check_attention(&mut self, lun: u8, code: [u8; 2]) -> Result<(), String> {
+        match self.attentions.get_mut(usize::from(lun)) {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                self.mark("unit attention");
+                Ok(())
+            }
+            _ => Err(format!("unit attention {code:02x?} without a cause")),
+        }
+    }
+
+    /// Byte `at` differs, which the sense data must name unless they `may_lack` it.
+    pub(super) fn check_miscompare(&mut self, at: usize, sense: &[u8], may_lack: bool) -> Result<(), String> {
+        self.mark("miscompare");
+        let told = u32::from_be_bytes(sense[3..7].try_into().unwrap());
+        let named = sense[0] == 0xf0 && usize::try_from(told).unwrap() == at;
+        match sense[12..14] {
+            [0x1d, 0] if named || may_lack => Ok(()),
+            _ => Err(format!("byte {at} differs, but sense is {sense:02x?}")),
+        }
+    }
+
+    /// The whole medium through the bus, at the end of a life.
+    pub fn read_back(&mut self, lun: usize) -> Result<(), String> {
+        let (blocks, block) = (self.disks[lun].blocks(), self.disks[lun].block);
+        let count = u16::try_from(blocks).unwrap().to_be_bytes();
+        let cdb = [&[0x28, 0, 0, 0, 0, 0, 0], &count[..], &[0]].concat();
+        let len = u32::try_from(blocks * block).unwrap();
+        let what = What::Read { lba: 0, count: blocks };
+        self.honest(&Job::new(u8::try_from(lun).unwrap(), cdb, Moves::In(len), what))
     }
 }

@@ -71,15 +71,7 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
     signals.add(Signal::SIGINT);
     signals.add(Signal::SIGTERM);
     signals.thread_block().context("cannot block signals")?;
-    let begin = match succession::find(&config, &layers, left) {
-        Some(successions) => Begin::TakenOver(successions),
-        None => {
-            signals.thread_unblock().context("cannot unblock signals")?;
-            let images = assembly::open_images(&config, &layers)?;
-            signals.thread_block().context("cannot block signals")?;
-            Begin::Anew(images)
-        }
-    };
+    let begin = begin(&config, &layers, left, &signals)?;
     let store = has_store.then(Store::start).transpose().context("cannot start a thread")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("cannot make a signalfd")?;
@@ -130,6 +122,17 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
         (Err(ended), Err(stopped)) => Err(ended.context(stopped.to_string())),
         (ended, stopped) => ended.map(drop).and(stopped),
     }
+}
+
+/// With what the last process has left, if that is to be had; else with images that are opened while a signal still ends the process.
+fn begin(config: &Config, layers: &Layers, left: store::Left, signals: &SigSet) -> anyhow::Result<Begin> {
+    if let Some(successions) = succession::find(config, layers, left) {
+        return Ok(Begin::TakenOver(successions));
+    }
+    signals.thread_unblock().context("cannot unblock signals")?;
+    let images = assembly::open_images(config, layers)?;
+    signals.thread_block().context("cannot block signals")?;
+    Ok(Begin::Anew(images))
 }
 
 /// Who hears of what drives tell: clients, and whoever waits for it here.
