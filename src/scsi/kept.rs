@@ -146,7 +146,7 @@ impl Unit {
         self.attentions = Attentions::from_bits(kept.attentions);
         (self.media_event, self.operational_change) = (media_event, operational_change);
         (self.power, self.power_changed) = (power, is(POWER_CHANGED));
-        (self.sense, self.deferred) = (sense, deferred.map(Sense::deferred));
+        (self.sense, self.deferred) = (sense, deferred);
         Ok(())
     }
 

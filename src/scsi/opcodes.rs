@@ -124,6 +124,17 @@ impl Opcode {
         self.opcode == REQUEST_SENSE
     }
 
+    /// The error of an earlier command, as this one tells it. SYNCHRONIZE CACHE was to store what could not be stored, so to it the
+    /// error is its own; as a deferred one Linux would retry it, and in the end take the cache for flushed
+    /// (scsi_lib.c, `scsi_io_completion_nz_result`, which looks at flushes only where the sense data are current).
+    pub(super) fn tell_deferred(&self, sense: Sense) -> Sense {
+        if matches!(self.opcode, SYNCHRONIZE_CACHE_10 | SYNCHRONIZE_CACHE_16) {
+            sense
+        } else {
+            sense.deferred()
+        }
+    }
+
     /// Service action, zero for a command that has none.
     pub(super) fn action(&self) -> u8 {
         self.service_action.unwrap_or(0)
@@ -131,6 +142,8 @@ impl Opcode {
 }
 
 const REQUEST_SENSE: u8 = 0x03;
+const SYNCHRONIZE_CACHE_10: u8 = 0x35;
+const SYNCHRONIZE_CACHE_16: u8 = 0x91;
 
 /// A row whose handler sees the command whatever state the unit is in.
 const fn always(

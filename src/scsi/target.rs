@@ -243,7 +243,10 @@ impl Target {
             Handler::Unit(handler) => {
                 let unit = self.unit_mut(cdb.lun()).ok_or(LOGICAL_UNIT_NOT_SUPPORTED)?;
                 if opcode.under_attention == UnderAttention::Refused
-                    && let Some(sense) = unit.attentions.take().or_else(|| unit.deferred.take())
+                    && let Some(sense) = unit
+                        .attentions
+                        .take()
+                        .or_else(|| unit.deferred.take().map(|sense| opcode.tell_deferred(sense)))
                 {
                     return Err(sense);
                 }

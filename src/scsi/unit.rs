@@ -255,7 +255,7 @@ impl Unit {
 
     /// An error of a command that has ended, which the host must still hear of: the next command tells it (SPC-4 §4.5).
     pub fn defer(&mut self, sense: Sense) {
-        self.deferred = Some(sense.deferred());
+        self.deferred = Some(sense);
     }
 
     /// Puts a medium in, in place of one that is there. The host learns of it by unit attention 28/00 and, on an optical

@@ -537,6 +537,9 @@ impl Checker {
         let (key, code) = (sense.data[2] & 0x0f, [sense.data[12], sense.data[13]]);
         self.note(|| format!("  sense {key:x}/{code:02x?}"));
         if deferred {
+            if matches!(job.what, What::Sync) {
+                return Err("a host may take a flush that ends with a deferred error for done".into());
+            }
             return self.check_deferred(job.lun);
         }
         if (disturbed || self.disturbed) && ((key, code) == (0xb, [0, 0]) || key == 0) {

@@ -1,6 +1,6 @@
 //! A file server that stops to answer, in the middle of reads and of writes: the host waits and loses nothing, and nobody else waits.
 //!
-//! `RINGDRIVE_OUTAGES` is how often the server is gone in each of the three kinds of work (2), `RINGDRIVE_OUTAGE_SECONDS` for how long
+//! `RINGDRIVE_OUTAGES` is how often the server is gone in each of the four kinds of work (2), `RINGDRIVE_OUTAGE_SECONDS` for how long
 //! (3). Fifty outages of 20 s take half an hour by the board's clock, and much less where instructions are counted as time.
 
 use std::fs::{self, File};
@@ -82,10 +82,9 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
         let daemon = rig.daemon()?;
         let run = Run { server: &server, daemon, dead: &dead, alive: &alive, outages, gone };
         reads(&run, &server.file(&file)).with_context(|| format!("{name} mount, reads"))?;
-        // A soft mount gives up what it was to write.
-        if name == "hard" {
-            writes(&run, &server.file(&file), seed).with_context(|| format!("{name} mount, writes"))?;
-        }
+        let write = if name == "hard" { writes } else { soft_writes };
+        write(&run, &server.file(&file), &dir.join(&file), seed)
+            .with_context(|| format!("{name} mount, writes"))?;
         ejected(&run, &other).with_context(|| format!("{name} mount, eject"))?;
         said += &daemon.log();
         ended(rig, &server, &dead, &dir.join(&file)).with_context(|| format!("{name} mount, end"))?;
@@ -185,20 +184,51 @@ fn reads(run: &Run<'_>, file: &Path) -> Result<()> {
 }
 
 /// Each step writes and has it made durable, which needs the server.
-fn writes(run: &Run<'_>, file: &Path, seed: u64) -> Result<()> {
+fn writes(run: &Run<'_>, file: &Path, _: &Path, seed: u64) -> Result<()> {
     let last = AtomicU64::new(0);
     at_work(run, |step| {
         run.dead.write_at(at(step), &image::noise(seed + step, STEP))?;
         last.store(step, Ordering::Relaxed);
         Ok(())
     })?;
-    stored(file, last.load(Ordering::Relaxed), seed)
+    stored(file, last.load(Ordering::Relaxed), 64, seed)
 }
 
-/// The server holds what the host wrote in the last steps, which no later one has overwritten.
-fn stored(file: &Path, last: u64, seed: u64) -> Result<()> {
+/// A soft mount gives up what it was to write, and the host hears of it: what was said to be durable before is stored.
+fn soft_writes(run: &Run<'_>, file: &Path, image: &Path, seed: u64) -> Result<()> {
+    for outage in 0..run.outages {
+        let seed = seed + (outage << 32);
+        let (steps, back) = (AtomicU64::new(0), AtomicBool::new(false));
+        let write = |step| run.dead.write_at(at(step), &image::noise(seed + step, STEP));
+        thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                while write(steps.load(Ordering::Relaxed)).is_ok() && !back.load(Ordering::Relaxed) {
+                    steps.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let seen = cut(run, &steps).and_then(|gone| {
+                let seen = look_around(run, gone);
+                run.server.mend().and(seen)
+            });
+            back.store(true, Ordering::Relaxed);
+            worker.join().map_err(|_| anyhow::anyhow!("the host panicked"))?;
+            seen
+        })?;
+        // The one that failed may have overwritten the oldest.
+        if let Some(last) = steps.load(Ordering::Relaxed).checked_sub(1) {
+            stored(file, last, 63, seed)?;
+        }
+        run.daemon.force_eject(0)?;
+        wait_for(BACK + run.gone, "the image can be inserted again", || run.daemon.insert(0, image).ok())?;
+        wait_until(BACK, "the host can read it", || run.dead.read_at(0, STEP).is_ok())?;
+    }
+    Ok(())
+}
+
+/// The server holds what the host wrote in the last `count` steps up to `last`.
+fn stored(file: &Path, last: u64, count: u64, seed: u64) -> Result<()> {
     let server = File::open(file)?;
-    let wrong = (last.saturating_sub(63)..=last).find(|step| {
+    let wrong = (last.saturating_sub(count - 1)..=last).find(|step| {
         let mut stored = vec![0; STEP];
         server.read_exact_at(&mut stored, at(*step)).is_err() || stored != image::noise(seed + step, STEP)
     });

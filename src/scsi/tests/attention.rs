@@ -296,3 +296,21 @@ fn a_dropped_command_goes_off() {
     let mut response = [0; RESPONSE_LEN_MAX];
     drop(target.execute(0, &[0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0], &mut response));
 }
+
+/// SPC-4 §4.5; what Linux makes of a flush that ends with a deferred error, `scsi_io_completion_nz_result` of its scsi_lib.c shows.
+#[test]
+fn an_error_of_before_is_deferred_but_to_the_command_that_stores_what_was_written_before() {
+    let lost = Sense::new(SenseKey::MediumError, 0x0C, 0);
+    let synchronize_16 = [&[0x91][..], &[0; 15]].concat();
+    let tells: [(&[u8], Sense); 3] = [
+        (&TEST_UNIT_READY, lost.deferred()),
+        (&[0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0], lost),
+        (&synchronize_16, lost),
+    ];
+    for (cdb, told) in tells {
+        let mut target = disk(64);
+        target.unit_mut(0).unwrap().defer(lost);
+        assert_eq!(send(&mut target, cdb), Answer::Check(told));
+        assert_eq!(send(&mut target, &TEST_UNIT_READY), Answer::Good, "told once");
+    }
+}
