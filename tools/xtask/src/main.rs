@@ -3,6 +3,7 @@
 //! Each command is a module; `setup` is what the others call first, `vm` is the virtual board on which `test` and `demo` run.
 
 mod bench;
+mod beside;
 mod console;
 mod daemon;
 mod demo;

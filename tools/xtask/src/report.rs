@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::beside::{Beside, Ended};
+
 /// What has been run so far.
 #[derive(Default)]
 pub(crate) struct Report {
@@ -23,12 +25,28 @@ impl Report {
     pub(crate) fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> bool {
         eprintln!("── {name}");
         let started = Instant::now();
-        let failure = work().err().map(|error| format!("{error:#}"));
+        let result = work();
+        self.ended(name, started.elapsed(), result)
+    }
+
+    /// Waits for a step that has been run beside others, and shows what it printed; true if it passed.
+    pub(crate) fn beside(&mut self, name: &str, started: Result<Beside>) -> bool {
+        eprintln!("── {name}, begun before");
+        let Ended { took, result, printed } = match started {
+            Ok(started) => started.join(),
+            Err(error) => Ended { took: Duration::ZERO, result: Err(error), printed: String::new() },
+        };
+        eprint!("{printed}");
+        self.ended(name, took, result)
+    }
+
+    fn ended(&mut self, name: &str, took: Duration, result: Result<()>) -> bool {
+        let failure = result.err().map(|error| format!("{error:#}"));
         if let Some(failure) = &failure {
             eprintln!("✗ {name}: {failure}");
         }
         let passed = failure.is_none();
-        self.steps.push(Step { name: name.to_owned(), failure, took: started.elapsed() });
+        self.steps.push(Step { name: name.to_owned(), failure, took });
         passed
     }
 

@@ -8,9 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xshell::{Shell, cmd};
 
+use crate::beside::Beside;
 use crate::report::Report;
 use crate::vm::{self, Speed};
-use crate::{bench, firmware, instructions, lint, project, setup};
+use crate::{bench, firmware, instructions, lint, project};
 
 /// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
 const BOARD_LIMIT: u64 = 1500;
@@ -28,8 +29,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut report = Report::default();
     let shell = Shell::new()?;
     shell.change_dir(project::root());
-    let board = !args.quick && report.step("set-up", setup::run);
+    // It waits for the network more than for a processor.
+    let set_up = (!args.quick).then(|| Beside::start(&["setup"]));
     lint::steps(&mut report)?;
+    let board = set_up.is_some_and(|set_up| report.beside("set-up", set_up));
     report.step("tests on this machine", || {
         cmd!(shell, "cargo test --quiet --workspace --exclude hw-tests").quiet().run()?;
         cmd!(shell, "cargo test --quiet --package hw-tests --lib").quiet().run().context("a test failed")
@@ -42,13 +45,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             executables = board_tests(&shell)?;
             Ok(())
         });
+        // It counts instructions as time, so that it does not matter to it what else goes on; its one processor is one of two.
+        let bench = Beside::start(&["bench", "--short", "--compare", bench::KEPT]);
         for (name, path) in &executables {
             for speed in [Speed::High, Speed::Super] {
                 report.step(&format!("board, {} speed: {name}", speed.name()), || on_board(path, speed));
             }
         }
+        report.beside("speed against the kept table", bench);
         report.step("firmware boots", || firmware::run(&firmware::Args::short()).map(drop));
-        report.step("speed against the kept table", || bench::run(&bench::Args::against_kept()).map(drop));
     }
     if args.quick {
         report.note("--quick: the virtual board's tests were NOT run");

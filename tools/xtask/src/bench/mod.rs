@@ -41,7 +41,7 @@ use plan::{Scale, Source};
 pub(crate) const ON_BOARD: &str = "bench-on-board";
 
 /// The kept table, below the source tree's root.
-const KEPT: &str = "docs/performance.json";
+pub(crate) const KEPT: &str = "docs/performance.json";
 
 /// Real seconds for one board; all tests take about five minutes on an idle machine.
 const LIMIT_SECONDS: u64 = 3600;
@@ -76,20 +76,6 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The short form against the kept table, as CI does it.
-    pub(crate) fn against_kept() -> Self {
-        Self {
-            json: None,
-            real_time: false,
-            quick: false,
-            short: true,
-            compare: Some(project::root().join(KEPT)),
-            speed: Links::Both,
-            sources: Source::value_variants().to_vec(),
-            engine: Engines::Aio,
-        }
-    }
-
     fn scale(&self) -> Scale {
         match (self.quick, self.short) {
             (true, _) => Scale::Quick,
