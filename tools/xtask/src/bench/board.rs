@@ -9,7 +9,7 @@ use xshell::Shell;
 
 use super::plan::{KIB, MIB, Pattern, Scale, Source, Test, float};
 use super::served::{Medium, Served};
-use super::{Engine, OnBoardArgs, enumeration, fetching, fio, image::Image, memory, outage};
+use super::{Engine, OnBoardArgs, enumeration, fetching, fio, image::Image, layers, memory, outage};
 
 /// Enough to have all code in memory, from the host's fio to the server's.
 const WARM_UP: Test = Test { pattern: Pattern::Read, block: 4 * KIB };
@@ -55,7 +55,10 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
         if args.scale != Scale::Short {
             memory::run(&shell, args, &image.path)?;
             match source {
-                Source::Tmpfs => fetching::run(&shell, args, medium)?,
+                Source::Tmpfs => {
+                    fetching::run(&shell, args, medium)?;
+                    layers::run(&shell, args, medium)?;
+                }
                 Source::Nfs => outage::run(&shell, args, &image)?,
                 Source::Ext4 => {}
             }

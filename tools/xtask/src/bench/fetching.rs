@@ -79,12 +79,13 @@ fn measure(shell: &Shell, args: &OnBoardArgs, local: Medium<'_>, engine: Engine)
     }))
 }
 
-fn repeat(mut run: impl FnMut(usize) -> Result<f64>) -> Result<Vec<f64>> {
+/// As often as a test counts.
+pub(super) fn repeat(mut run: impl FnMut(usize) -> Result<f64>) -> Result<Vec<f64>> {
     (0..REPEATS).map(&mut run).collect()
 }
 
 /// The second best of several speeds.
-fn second(mut speeds: Vec<f64>) -> Result<f64> {
+pub(super) fn second(mut speeds: Vec<f64>) -> Result<f64> {
     speeds.sort_by(|a, b| b.total_cmp(a));
     speeds.get(1).copied().context("no repeats")
 }

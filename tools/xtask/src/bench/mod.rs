@@ -14,6 +14,7 @@ mod enumeration;
 mod fetching;
 mod fio;
 mod image;
+mod layers;
 mod memory;
 mod meter;
 mod outage;
@@ -190,6 +191,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         rows.extend(table::rows(&printed, speed, args.scale(), &args.sources, &args.engine.all())?);
         enumerations.push(enumeration::sentences(&printed, link_name(speed), &args.engine.all()));
         elsewhere.extend(fetching::sentences(&printed, link_name(speed)));
+        elsewhere.extend(layers::sentences(&printed, link_name(speed)));
         elsewhere.extend(outage::sentences(&printed, link_name(speed)));
         lines.extend(printed);
     }

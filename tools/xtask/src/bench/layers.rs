@@ -1,0 +1,62 @@
+//! Images that are not a plain file: what reads of 120 KiB come to through an overlay, beside the raw image below it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use xshell::Shell;
+
+use super::plan::{KIB, MIB, Pattern, Scale, Source, Test};
+use super::served::{Medium, Served};
+use super::{Engine, OnBoardArgs, fetching, fio};
+
+const DIR: &str = "/run/bench-layers";
+const TEST: Test = Test { pattern: Pattern::Read, block: 120 * KIB };
+/// What the host writes before it reads, in pieces that are not those it reads.
+const WRITES: Test = Test { pattern: Pattern::RandomWrite, block: 4 * KIB };
+const WRITTEN: u64 = 8 * MIB;
+
+/// Measures; prints a line for each engine and layer. `raw` is the image without any.
+pub(super) fn run(shell: &Shell, args: &OnBoardArgs, raw: Medium<'_>) -> Result<()> {
+    fs::create_dir_all(DIR)?;
+    for engine in args.engine.all() {
+        measure(shell, args, raw, engine).with_context(|| format!("layers, {}", engine.name()))?;
+    }
+    Ok(fs::remove_dir_all(DIR)?)
+}
+
+fn measure(shell: &Shell, args: &OnBoardArgs, raw: Medium<'_>, engine: Engine) -> Result<()> {
+    let served = Served::by_us(shell, &[&[Medium { writable: false, ..raw }]], args.speed, engine)?;
+    let overlay = Path::new(DIR).join(format!("{}.qcow2", engine.name()));
+    let plain = speed(&served, args)?;
+    let print = |layer: &str, mb_s: f64| {
+        println!("{}", json!({ "layer": layer, "by": engine.name(), "raw_mb_s": plain, "mb_s": mb_s }));
+    };
+    served.ask("eject", &json!({ "drive": 0, "force": true }))?;
+    served.ask("insert", &json!({ "drive": 0, "path": raw.image, "overlay": overlay }))?;
+    fio::read_block(served.disk()?, 0)?;
+    print("an overlay in which nothing is written", speed(&served, args)?);
+    fio::run(served.disk()?, served.server()?, WRITES, WRITTEN)?;
+    print("an overlay with 8 MiB written in pieces of 4 KiB", speed(&served, args)?);
+    served.stop()
+}
+
+fn speed(served: &Served, args: &OnBoardArgs) -> Result<f64> {
+    let amount = TEST.amount(Source::Tmpfs, args.speed, Scale::Full);
+    let run = |_| Ok(fio::run(served.disk()?, served.server()?, TEST, amount)?.mb_s);
+    fetching::second(fetching::repeat(run)?)
+}
+
+/// A sentence for each, from what the board printed.
+pub(super) fn sentences(lines: &[Value], link: &str) -> Vec<String> {
+    let sentence = |line: &Value| {
+        let (layer, by) = (line.get("layer")?.as_str()?, line["by"].as_str()?);
+        let (raw, mb_s) = (line["raw_mb_s"].as_f64()?, line["mb_s"].as_f64()?);
+        Some(format!(
+            "Through {layer}, {link}, {by}: reads of 120 KiB at {mb_s:.1} MB/s, {:.2} of the raw image's {raw:.1} MB/s.",
+            mb_s / raw
+        ))
+    };
+    lines.iter().filter_map(sentence).collect()
+}
