@@ -1,6 +1,6 @@
 //! A host's life with one disk: it writes, and asks in every way there is that what it wrote be durable.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, fs::File, ops::Range};
 
 use fastrand::Rng;
 use ringdrive::drive::Refusal;
@@ -9,6 +9,7 @@ use crate::{
     dut::Answer,
     host::{Chaos, Expected, Port, Script, Stop},
     model::{Disk, bytes_of},
+    overlaid::Layout,
     promises::Promises,
     world::{BusSignal, World},
 };
@@ -42,7 +43,14 @@ pub struct Life {
 impl Life {
     pub fn new(port: Port, disk: Disk, rng: Rng, trace: bool) -> Self {
         let bytes = bytes_of(0, 0, disk.sectors(0, disk.blocks()).len());
-        port.world.media.watch(&disk.file, &bytes, trace);
+        let World { media, device, .. } = &port.world;
+        if disk.slow {
+            let overlay = device.fetched.path();
+            let layout = Layout::read(&overlay, &bytes);
+            media.watch(&File::open(overlay).unwrap(), &bytes, Some(layout), trace);
+        } else {
+            media.watch(&disk.file, &bytes, None, trace);
+        }
         Self {
             port,
             disk,
@@ -348,6 +356,11 @@ impl Life {
             // The drive does not remember what the old one lost.
             self.tell(Promises::other_medium);
         }
+        // An overlay is not to be had twice either.
+        if self.disk.slow && self.port.world.media.is_busy() {
+            self.port.world.release();
+            self.port.world.settle();
+        }
         let World { device, now, .. } = &mut self.port.world;
         let inserted = match device.insert(*now, 0, &self.disk) {
             Some(inserted) => inserted,
@@ -386,7 +399,7 @@ impl Life {
         if (media.misfortunes(), media.losses()) != (0, 0) {
             return Ok(());
         }
-        if !media.is_stored(&self.disk.file) {
+        if !media.is_stored() {
             return Err(format!("{why}, and what was written is not stored"));
         }
         self.all_durable(why);

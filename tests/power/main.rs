@@ -11,11 +11,12 @@
 //! | `store` | what may be left on the storage: the kernel's page cache |
 //! | `promises` | what the host was told |
 //! | `life` | what the host does, and what each answer promises |
-//! | `bus`, `dut`, `host`, `model`, `slow`, `world` | of the simulation, as they are |
+//! | `overlaid` | a disk with an overlay, and what a power cut leaves of it |
+//! | `bus`, `dut`, `host`, `model`, `world` | of the simulation, as they are |
 //!
-//! An image in a file is what its sectors are, so a power cut is judged sector by sector, in all combinations at once. For a
-//! medium with structure (an overlay: data, and tables that say where they are) `Promises::broken_by` would have to open what some
-//! combinations leave, and read the sectors through it.
+//! An image in a file is what its sectors are, so a power cut is judged sector by sector, in all combinations at once. In an overlay a
+//! sector is the base's or the overlay's, as a bit in another sector says; the two survive or not each by itself, so that again all
+//! combinations are judged at once.
 
 // A test binary has no outside that could reach its items.
 #![allow(unreachable_pub)]
@@ -40,6 +41,7 @@ mod bus;
 #[path = "../simulation/dut.rs"]
 #[allow(dead_code)]
 mod dut;
+use overlaid as slow;
 #[path = "../simulation/host.rs"]
 #[allow(dead_code)]
 mod host;
@@ -48,10 +50,8 @@ mod media;
 #[path = "../simulation/model.rs"]
 #[allow(dead_code)]
 mod model;
+mod overlaid;
 mod promises;
-#[path = "../simulation/slow.rs"]
-#[allow(dead_code)]
-mod slow;
 mod store;
 #[path = "../simulation/world.rs"]
 #[allow(dead_code)]
@@ -101,8 +101,8 @@ fn variable(name: &str) -> Option<u64> {
         .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// One life, over a mover with this mistake.
-fn live(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Coverage, String> {
+/// One life, of a disk with an overlay or of one without, over a mover with this mistake.
+fn live(seed: u64, overlay: bool, bug: Option<Bug>, trace: bool) -> Result<Coverage, String> {
     let life = AssertUnwindSafe(move || {
         let mut rng = Rng::with_seed(seed);
         let any = Parts::any(&mut rng, StallPolicy::Auto);
@@ -113,7 +113,8 @@ fn live(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Coverage, String> {
         let blocks = 128 * 1024 / usize::try_from(any.block.bytes()).unwrap();
         // A transfer that the kernel has no memory for is the simulation's subject.
         let quirks = bus::Quirks { refuse_every: 0, ..any.quirks };
-        let parts = Parts { faults: Faults { bug, ..faults }, quirks, blocks: [blocks, 4], slow: 0, ..any };
+        let slow = if overlay { 4 } else { 0 };
+        let parts = Parts { faults: Faults { bug, ..faults }, quirks, blocks: [blocks, 4], slow, ..any };
         let (world, mut disks) = dut::world(&mut rng, parts);
         Life::new(host::Port::new(world), disks.swap_remove(0), rng, trace).live(TURNS)
     });
@@ -122,8 +123,17 @@ fn live(seed: u64, bug: Option<Bug>, trace: bool) -> Result<Coverage, String> {
 
 #[test]
 fn what_the_host_was_told_is_durable_survives_a_power_cut_at_any_moment() {
+    live_all(false);
+}
+
+#[test]
+fn so_it_does_in_an_overlay() {
+    live_all(true);
+}
+
+fn live_all(overlay: bool) {
     if let Some(seed) = variable("RINGDRIVE_SEED") {
-        live(seed, None, true).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        live(seed, overlay, None, true).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         return;
     }
     let seeds = variable("RINGDRIVE_SEEDS").unwrap_or(SEEDS);
@@ -133,7 +143,7 @@ fn what_the_host_was_told_is_durable_survives_a_power_cut_at_any_moment() {
         loop {
             match next.fetch_add(1, Ordering::Relaxed) {
                 seed if seed >= seeds => return (coverage, failures),
-                seed => match live(seed, None, false) {
+                seed => match live(seed, overlay, None, false) {
                     Ok(more) => add(&mut coverage, more),
                     Err(why) => failures.push((seed, why)),
                 },
@@ -168,11 +178,13 @@ fn add(total: &mut Coverage, more: Coverage) {
 
 #[test]
 fn mistakes_of_the_mover_come_out() {
-    for bug in [Bug::SyncLeftOut, Bug::SyncTooEarly, Bug::ErrorForgotten, Bug::FuaIgnored, Bug::HoleLeftOut] {
+    let any = [Bug::SyncLeftOut, Bug::SyncTooEarly, Bug::ErrorForgotten, Bug::FuaIgnored, Bug::HoleLeftOut];
+    let of_overlays = [Bug::SyncLeftOut, Bug::ErrorForgotten, Bug::MetadataFirst];
+    for (overlay, bug) in any.map(|bug| (false, bug)).into_iter().chain(of_overlays.map(|bug| (true, bug))) {
         let found = (0..SEEDS_FOR_A_BUG)
-            .filter(|seed| live(*seed, Some(bug), false).is_err_and(|why| why.contains("power cut")))
+            .filter(|seed| live(*seed, overlay, Some(bug), false).is_err_and(|why| why.contains("power cut")))
             .count();
-        println!("{bug:?} came out in {found} of {SEEDS_FOR_A_BUG} lives");
-        assert!(found > 0, "{bug:?} was not found");
+        println!("{bug:?} came out in {found} of {SEEDS_FOR_A_BUG} lives, overlay: {overlay}");
+        assert!(found > 0, "{bug:?} was not found, overlay: {overlay}");
     }
 }

@@ -21,12 +21,14 @@ use nix::{
     libc,
 };
 use ringdrive::{
+    media::overlay::store::BlockFile,
     ring::{FileStat, MoveOp, Moved, Mover, OpTag, Wait, pool::Buf},
     units::{ByteLen, ByteOffset},
 };
 
 use crate::{
     model::SECTOR,
+    overlaid::{self, Layout},
     promises::Promises,
     store::{Fate, Moment, Store, sectors_of},
 };
@@ -47,6 +49,8 @@ pub enum Bug {
     FuaIgnored,
     /// Holes are not written back by a sync.
     HoleLeftOut,
+    /// An overlay's file says what is here before that is durable.
+    MetadataFirst,
 }
 
 /// How often the medium misbehaves, in 1/1000 of operations.
@@ -100,8 +104,12 @@ struct State {
     started: u64,
     /// By inode.
     stores: HashMap<u64, Store>,
-    /// Of the disk with this inode.
+    /// Of the disk in the file with this inode.
     promises: Option<(u64, Promises)>,
+    /// Where that file is an overlay's.
+    layout: Option<Rc<Layout>>,
+    /// Something of an overlay was written since its last sync.
+    metadata_written: bool,
     /// The first promise that a power cut would have broken.
     broken: Option<String>,
     misfortunes: u64,
@@ -113,6 +121,17 @@ struct State {
 /// The world's end.
 #[derive(Clone)]
 pub struct Media(Rc<RefCell<State>>);
+
+thread_local! {
+    /// Of the life that this thread lives.
+    static CURRENT: RefCell<Option<Media>> = const { RefCell::new(None) };
+}
+
+/// A file of which the worker of an overlay knows.
+pub struct Logged<'a> {
+    media: &'a Media,
+    file: &'a File,
+}
 
 /// The drive's end.
 pub struct SimMover(Rc<RefCell<State>>);
@@ -150,7 +169,7 @@ impl State {
         let Some((inode, promises)) = &self.promises else { return };
         self.cuts += 1;
         let store = self.stores.get(inode);
-        self.broken = self.broken.take().or_else(|| promises.broken_by(store?));
+        self.broken = self.broken.take().or_else(|| promises.broken_by(store?, self.layout.as_deref()));
     }
 
     fn start(&mut self, tag: OpTag, file: &Arc<File>, buf: Option<Buf>, op: Op) -> Result<(), Option<Buf>> {
@@ -298,6 +317,8 @@ impl Media {
             started: 0,
             stores: HashMap::new(),
             promises: None,
+            layout: None,
+            metadata_written: false,
             broken: None,
             misfortunes: 0,
             losses: 0,
@@ -305,7 +326,17 @@ impl Media {
             trace: false,
         };
         let state = Rc::new(RefCell::new(state));
-        (Self(state.clone()), SimMover(state))
+        let media = Self(state.clone());
+        CURRENT.set(Some(media.clone()));
+        (media, SimMover(state))
+    }
+
+    pub fn current() -> Self {
+        CURRENT.with_borrow(|media| media.clone().unwrap())
+    }
+
+    pub fn logged<'a>(&'a self, file: &'a File) -> Logged<'a> {
+        Logged { media: self, file }
     }
 
     /// An operation of whose end the drive hears at `now`.
@@ -354,10 +385,10 @@ impl Media {
 
 /// What the host's life needs.
 impl Media {
-    /// Holds what becomes of this file against what the host is told from now on.
-    pub fn watch(&self, file: &File, bytes: &[u8], trace: bool) {
+    /// Holds what becomes of a disk in this file, which holds these bytes, against what the host is told from now on.
+    pub fn watch(&self, file: &File, bytes: &[u8], layout: Option<Rc<Layout>>, trace: bool) {
         let mut state = self.0.borrow_mut();
-        state.trace = trace;
+        (state.trace, state.layout) = (trace, layout);
         state.store(file);
         state.promises = Some((inode_of(file), Promises::new(bytes)));
     }
@@ -389,9 +420,55 @@ impl Media {
         self.0.borrow().cuts
     }
 
-    /// Whether a power cut would cost this file nothing at all.
-    pub fn is_stored(&self, file: &File) -> bool {
-        self.0.borrow_mut().store(file).is_stored()
+    /// Whether a power cut would cost the disk nothing at all.
+    pub fn is_stored(&self) -> bool {
+        let state = self.0.borrow();
+        let watched = state.promises.as_ref().and_then(|(inode, _)| state.stores.get(inode));
+        watched.is_some_and(Store::is_stored)
+    }
+
+    /// Whether an operation on the disk is under way.
+    pub fn is_busy(&self) -> bool {
+        let state = self.0.borrow();
+        let watched =
+            |file: &File| state.promises.as_ref().is_some_and(|(inode, _)| *inode == inode_of(file));
+        state.flights.iter().any(|flight| watched(&flight.file))
+    }
+}
+
+impl BlockFile for Logged<'_> {
+    fn get(&self, to: &mut [u8], at: u64) -> io::Result<()> {
+        self.file.read_exact_at(to, at)
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let (first, whole) = overlaid::whole_sectors(self.file, bytes, at);
+        let state = &mut *self.media.0.borrow_mut();
+        state.metadata_written = true;
+        state.started += 1;
+        let (id, sectors) = (state.started, sectors_of(&whole));
+        let count = sectors.len();
+        state.store(self.file).begin(id, first, sectors);
+        state.log(|| format!("{id} of the overlay's worker: write {:?}", first..first + count));
+        let fails = state.happens(state.faults.errors);
+        let count = if fails { state.rng.usize(..=count) } else { count };
+        self.file.write_all_at(&whole[..count * SECTOR], u64::try_from(first * SECTOR).unwrap())?;
+        state.store(self.file).end(id, count, Fate::InMemory);
+        state.log(|| format!("{id} ended after {count} sectors"));
+        if fails { Err(state.error()) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let state = &mut *self.media.0.borrow_mut();
+        let is_first = !std::mem::take(&mut state.metadata_written);
+        if is_first && state.faults.bug == Some(Bug::MetadataFirst) {
+            return Ok(());
+        }
+        state.misfortune(self.file);
+        let (asked, fails) = (state.store(self.file).now(), state.happens(state.faults.errors));
+        let synced = state.synced(self.file, asked, fails);
+        state.log(|| format!("the overlay's worker: sync {synced:?}"));
+        synced
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::{
     model::SECTOR,
+    overlaid::Layout,
     store::{Bytes, Store, sectors_of},
 };
 
@@ -58,10 +59,13 @@ impl Promises {
     }
 
     /// Whether a power cut now would break a promise. Each sector survives or not by itself, so this looks at all combinations.
-    pub fn broken_by(&self, store: &Store) -> Option<String> {
+    pub fn broken_by(&self, store: &Store, layout: Option<&Layout>) -> Option<String> {
         self.0.iter().enumerate().find_map(|(sector, told)| {
-            let found =
-                store.may_hold(sector).find(|found| !told.may_hold.iter().any(|may| may == *found))?;
+            let unheard = |found: &&Bytes| !told.may_hold.iter().any(|may| may == *found);
+            let found = match layout {
+                None => store.may_hold(sector).find(unheard),
+                Some(layout) => layout.may_hold(store, sector).find(unheard),
+            }?;
             let (found, may) = (name(found), told.may_hold.iter().map(|may| name(may)).collect::<Vec<_>>());
             Some(format!("a power cut may leave sector {sector} with {found}; the host was told of {may:?}"))
         })

@@ -15,7 +15,7 @@
 //! - **The base is never written to**, and is open read-only. Only a commit writes to it, when no drive has it.
 //! - **A byte that is here is the host's or was the base's.** A subcluster counts as here only once all of it is in the file.
 //! - **What was written outlives the daemon** as it does in a plain file: what is here is noted in memory that survives it (`sidecar`)
-//!   before the command ends. After a power cut, what was synced is there, and all else is old or new (`store`).
+//!   before the command ends, until a store fails. After a power cut, what was synced is there, and all else is old or new (`store`).
 //! - **The worker and the ring never write to the same subcluster at once**: what the worker is to copy is `Pending` for all.
 
 mod error;
@@ -123,6 +123,23 @@ impl Overlays {
     /// # Errors
     /// [`OverlayError`], whose text gives the cause and the cure. Nothing stays open or locked.
     pub fn open(&self, base: Base, name: &Path, place: &Place) -> Result<Overlay, OverlayError> {
+        let mut overlay = self.open_idle(base, name, place)?;
+        let shared = &overlay.shared;
+        let fail = |error| OverlayErrorKind::Storage.at(&shared.path, Some(error));
+        if shared.store.is_dirty() {
+            // What a daemon knew that was killed.
+            shared.store.store(&*shared.file).map_err(fail)?;
+        }
+        overlay.worker = Some(worker::start(shared).map_err(fail)?);
+        Ok(overlay)
+    }
+
+    /// The same without a thread of its own: [`Held::work`] does what that would, when somebody calls it. For simulations, in which
+    /// nothing happens by itself.
+    ///
+    /// # Errors
+    /// As [`Overlays::open`].
+    pub fn open_idle(&self, base: Base, name: &Path, place: &Place) -> Result<Overlay, OverlayError> {
         let origin = offline::Origin::of(&*base, name);
         let opened = match place {
             Place::File(path) => offline::open_or_make(path, &origin)?,
@@ -167,10 +184,6 @@ impl Overlay {
             };
             opened.inspect_err(warn).ok()
         });
-        if store.is_dirty() {
-            // What a daemon knew that was killed.
-            store.store(&file).map_err(fail)?;
-        }
         let bell: Arc<Bell> = Arc::default();
         let waker = Arc::clone(&bell);
         base.set_waker(Waker::new(move || waker.wake()));
@@ -191,8 +204,7 @@ impl Overlay {
             writes: AtomicU64::new(0),
             path: path.clone(),
         });
-        let worker = worker::start(&shared).map_err(fail)?;
-        Ok(Self { shared, worker: Some(worker) })
+        Ok(Self { shared, worker: None })
     }
 }
 
@@ -200,6 +212,21 @@ impl Held {
     /// Lets the file of one that would go with the eject stay, or no longer.
     pub fn keep(&self, keep: bool) {
         self.0.kept.store(keep, Ordering::SeqCst);
+    }
+
+    /// Whether [`Held::work`] has something to do.
+    pub fn has_work(&self) -> bool {
+        self.0.bell.has_work()
+    }
+
+    /// Does one thing that the worker of an overlay would do that has none. What it does to the overlay's file goes by way of `file`.
+    pub fn work(&self, file: &impl store::BlockFile) {
+        worker::step(&self.0, file);
+    }
+
+    /// The overlay's file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.0.file
     }
 
     /// Puts one of which nothing is here in the place of its file, once no drive has it any more. May block, but not for what is being
@@ -297,18 +324,26 @@ impl Shared {
         here
     }
 
-    /// Makes durable what is here.
-    fn make_durable(&self) -> io::Result<()> {
+    /// Makes durable what is here, by way of `file`.
+    fn make_durable(&self, file: &impl store::BlockFile) -> io::Result<()> {
         if self.passes() {
             return Ok(());
         }
-        self.store.store(&*self.file)?;
+        self.store.store(file)?;
         let mut folder = self.folder.lock();
         if let Some(dir) = &*folder {
             dir.sync_all()?;
             *folder = None;
         }
         Ok(())
+    }
+
+    /// Some of what is here is not in the file, and never will be: the next who opens it is to find there what was stored before, or the
+    /// base's bytes, and nothing in between.
+    fn forget_unstored(&self) {
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.lock().remove();
+        }
     }
 
     /// Reads what the host would; waits for a base that fetches.

@@ -120,7 +120,7 @@ fn qemu_finds_nothing_wrong_whatever_the_size_and_reads_what_was_written() {
         write(&overlay, 0, &[0xa5; 512]);
         write(&overlay, len - 512, &[0x5a; 512]);
         assert_eq!(read(&overlay, len - 512, 512), [0x5a; 512]);
-        overlay.shared.make_durable().unwrap();
+        overlay.shared.make_durable(&*overlay.shared.file).unwrap();
         bench.check_when_free(overlay);
         let (last, overlay) = ((len - 512).to_string(), bench.text("overlay"));
         if len > 4 << 20 {
@@ -310,7 +310,7 @@ proptest! {
             expected[at..at + len].fill(byte);
         }
         prop_assert!(read(&overlay, 0, expected.len()) == expected);
-        overlay.shared.make_durable().unwrap();
+        overlay.shared.make_durable(&*overlay.shared.file).unwrap();
         drop(overlay);
         bench.check();
         fs::write(bench.path("expected"), &expected).unwrap();

@@ -21,6 +21,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{
     super::{Extent, FaultKind, Store, Waker},
     Shared,
+    store::BlockFile,
 };
 use crate::units::{ByteLen, ByteRange};
 
@@ -121,23 +122,34 @@ impl Bell {
         let mut state = self.state.lock();
         state.busy = false;
         loop {
-            if state.closing {
-                return Work::End;
-            }
-            let due = state.unstored_since.map(|since| since + STORE_EVERY);
-            let work = match state.copies.front() {
-                Some(at) => Some(Work::Copy(*at)),
-                None => (!state.asked.is_empty() || due.is_some_and(|due| due <= Instant::now()))
-                    .then_some(Work::Store),
-            };
-            if let Some(work) = work {
+            if let Some(work) = state.work() {
                 state.busy = true;
                 return work;
             }
-            match due {
+            match state.due() {
                 Some(due) => drop(self.changed.wait_until(&mut state, due)),
                 None => self.changed.wait(&mut state),
             }
+        }
+    }
+
+    /// Whether something waits for the worker.
+    pub(super) fn has_work(&self) -> bool {
+        matches!(self.state.lock().work(), Some(Work::Copy(_) | Work::Store))
+    }
+}
+
+impl State {
+    fn due(&self) -> Option<Instant> {
+        self.unstored_since.map(|since| since + STORE_EVERY)
+    }
+
+    fn work(&self) -> Option<Work> {
+        match self.copies.front() {
+            _ if self.closing => Some(Work::End),
+            Some(at) => Some(Work::Copy(*at)),
+            None => (!self.asked.is_empty() || self.due().is_some_and(|due| due <= Instant::now()))
+                .then_some(Work::Store),
         }
     }
 }
@@ -159,15 +171,25 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("overlay".into()).spawn(move || {
         loop {
             match shared.bell.next() {
-                Work::Copy(at) => copy(&shared, at),
-                Work::Store => store(&shared),
+                Work::Copy(at) => copy(&shared, &*shared.file, at),
+                Work::Store => store(&shared, &*shared.file),
                 Work::End => return,
             }
         }
     })
 }
 
-fn store(shared: &Shared) {
+/// The next thing that the worker would do now, if there is one.
+pub(super) fn step(shared: &Shared, file: &impl BlockFile) {
+    let work = shared.bell.state.lock().work();
+    match work {
+        Some(Work::Copy(at)) => copy(shared, file, at),
+        Some(Work::Store) => store(shared, file),
+        Some(Work::End) | None => {}
+    }
+}
+
+fn store(shared: &Shared, file: &impl BlockFile) {
     let (asked, lost) = {
         let mut state = shared.bell.state.lock();
         state.unstored_since = None;
@@ -175,8 +197,11 @@ fn store(shared: &Shared) {
     };
     let result = match lost {
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => shared.make_durable(),
+        None => shared.make_durable(file),
     };
+    if result.is_err() {
+        shared.forget_unstored();
+    }
     let mut state = shared.bell.state.lock();
     let lost = result.as_ref().err().map(|error| error.raw_os_error().unwrap_or(libc::EIO));
     if let Some(errno) = lost {
@@ -195,12 +220,12 @@ fn store(shared: &Shared) {
 }
 
 /// Copies a subcluster from the base, whole.
-fn copy(shared: &Shared, at: u64) {
+fn copy(shared: &Shared, file: &impl BlockFile, at: u64) {
     let copied = shared.store.subcluster(at).map_or(Ok(()), |range| {
         let mut bytes = vec![0; range.len().to_usize()];
         read(&|range| shared.base.map(range), &shared.bell, range, &mut bytes)?;
         let place = shared.store.geometry().data(range.start());
-        shared.file.write_all_at(&bytes, place.0).map_err(|error| FaultKind::from(&error))?;
+        file.put(&bytes, place.0).map_err(|error| FaultKind::from(&error))?;
         shared.written(range).map(drop)
     });
     let mut state = shared.bell.state.lock();
