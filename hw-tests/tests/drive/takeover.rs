@@ -30,7 +30,7 @@ pub(crate) const CASES: &[Case] =
 pub(crate) const ON_REQUEST: &[Case] =
     &[Case { name: "kills_and_restarts_under_load_are_a_pause", on: ENGINES, run: under_load }];
 
-/// The promise: no command takes longer, but for what the board itself needs to start a program.
+/// The promise: no command takes longer.
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// fio that writes and verifies until it is told to end.
@@ -94,6 +94,12 @@ fn await_in_flight(disk: &str, way: usize) -> Result<()> {
     anyhow::bail!("the host does not {}", ["read", "write"][way]);
 }
 
+/// How often the host has reset a device since it was started.
+fn resets() -> Result<usize> {
+    let log = tool::try_run("dmesg", ["--level=info,notice,warn,err"])?.text;
+    Ok(log.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count())
+}
+
 fn under_load(board: &Board, backend: Backend) -> Result<()> {
     configfs::sweep()?;
     let scratch = board.scratch()?;
@@ -105,6 +111,7 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
     let fio = Fio::start(&lun.node, scratch.file("fio.json"))?;
     let mut rng = fastrand::Rng::with_seed(5);
     let (kills, restarts) = (count("RINGDRIVE_KILLS", 4), count("RINGDRIVE_RESTARTS", 2));
+    let resets_before = resets()?;
     let mut slowest = Duration::ZERO;
     for round in 0..kills + restarts {
         let way = usize::from(round % 2 == 1);
@@ -140,9 +147,7 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
         // The host is to be well on its way again.
         sleep(Duration::from_millis(rng.u64(100..600)));
     }
-    let resets = tool::try_run("dmesg", ["--level=info,notice,warn,err"])?.text;
-    let resets = resets.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count();
-    println!("{resets} resets by the host");
+    println!("{} resets by the host", resets()? - resets_before);
     let longest =
         fio.finish().with_context(|| rig.daemon().map(|daemon| daemon.log()).unwrap_or_default())?;
     let (pause, start) = (longest.as_millis(), slowest.as_millis());
@@ -150,10 +155,7 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
         "{}: {kills} kills, {restarts} restarts: longest pause {pause} ms, slowest start {start} ms",
         backend.name()
     );
-    ensure!(
-        longest < PAUSE_MAX + slowest,
-        "a command took {pause} ms, and no daemon more than {start} ms to start"
-    );
+    ensure!(longest < PAUSE_MAX, "a command took {pause} ms");
     typist.finish()?;
     let theirs = lun.sha(Caching::Direct)?;
     rig.eject_when_closed(0)?;
