@@ -1,7 +1,7 @@
 //! The engine `mixed`: IN as `aio`, OUT by a thread as `sync`. Called by the drive loop, from its thread only.
 //!
 //! For a process that may be killed, and whose successor needs what the host has sent by then. FunctionFS copies what an
-//! asynchronous read has received only while the reader's memory has users (since 6.1.191 and 6.12.111), so a CBW that comes in the
+//! asynchronous read has received only while the reader's memory has users (seen in 6.12.117), so a CBW that comes in the
 //! tens of milliseconds from SIGKILL to the cancel of its read is acknowledged to the host and lost. A read(2) is cancelled at
 //! once, and what it has received by then is copied before its thread ends.
 

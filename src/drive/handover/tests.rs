@@ -67,6 +67,13 @@ fn each_step_of_a_command_leaves_what_is_to_be_done() {
         left.cbw_buf().unwrap()[1024..1024 + CBW_LEN].copy_from_slice(&cbw);
     };
     assert_eq!(unfinished(drained), Unfinished::Unbegun(cbw));
+    let died_of_it = |left: &mut Handover| {
+        drained(left);
+        assert_eq!(left.unfinished(), Unfinished::Unbegun(cbw));
+        left.moving();
+        left.drained();
+    };
+    assert_eq!(unfinished(died_of_it), Unfinished::Begun(cbw));
     let drains = |left: &mut Handover| {
         moving(left);
         left.answered(last, Behind::LeftOvers);
