@@ -106,7 +106,7 @@ mod tests {
         let mut engine =
             MixedEngine::new(Schedule::default(), file(device_in), file(device_out), max_packet).unwrap();
         let pool = Pool::new(4, 4096).unwrap();
-        let mut next = |engine: &mut MixedEngine| loop {
+        let next = |engine: &mut MixedEngine| loop {
             if let Some(done) = engine.reap() {
                 return (done.pipe, done.tag.0, done.result);
             }

@@ -419,6 +419,12 @@ impl Checker {
 
     /// Bytes of a read are right as far as they came.
     fn check_data(&mut self, job: &Job, outcome: &Outcome) -> Result<(), String> {
+        if self.disturbed && outcome.csw.status == 1 && !outcome.data.is_empty() && self.port.read_the_past()
+        {
+            // It is none of its data, which a host does not use when the command has failed.
+            self.mark("CSW of the past");
+            return Ok(());
+        }
         match job.what {
             What::Sectors { lba, count, ref part } => {
                 self.disks[usize::from(job.lun)].check_sectors(lba, count, part, &outcome.data)
@@ -523,12 +529,7 @@ impl Checker {
         faults: u64,
     ) -> Result<(), String> {
         let disturbed = self.disturbed;
-        if disturbed && self.port.read_the_past() {
-            // It is none of its data, which a host does not use when the command has failed.
-            self.mark("CSW of the past");
-        } else {
-            self.check_data(job, outcome)?;
-        }
+        self.check_data(job, outcome)?;
         if !matches!(job.what, What::Compare { verdict: Verdict::Differs(_), .. }) {
             self.perhaps_written(job);
         }

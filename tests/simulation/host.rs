@@ -83,7 +83,7 @@ pub struct Port {
     tag: u32,
     /// Packets of the command at hand that went over the bus.
     packets: u32,
-    /// Its data are the CSW of another command.
+    /// Its data are, or may be, the end of another command.
     past: bool,
     /// Handshakes until something happens to the host.
     fuse: Option<(u32, Chaos)>,
@@ -272,7 +272,9 @@ impl Port {
             Expected::In(length) => self.bulk_in("data-in", usize::try_from(length).unwrap())?,
             Expected::Out(_) => (Vec::new(), self.bulk_out("data-out", script.out)?),
         };
-        self.past = data.len() == 13 && data.starts_with(b"USBS") && data[4..8] != self.tag.to_le_bytes();
+        let is_foreign =
+            data.len() == 13 && data.starts_with(b"USBS") && data[4..8] != self.tag.to_le_bytes();
+        self.past = is_foreign || data.is_empty() && data_end == End::Short;
         if data_end == End::Stall {
             stalls += 1;
             let pipe = if matches!(script.expected, Expected::In(_)) { Pipe::In } else { Pipe::Out };
@@ -306,7 +308,7 @@ impl Port {
         self.packets > 1
     }
 
-    /// Whether what the device sent for the last command was the CSW of another one.
+    /// Whether what the device sent for the last command may have been the end of another one: its CSW, or the empty packet before it.
     pub fn read_the_past(&self) -> bool {
         self.past
     }
