@@ -181,7 +181,7 @@ impl Daemon {
             command.stdin(Stdio::null()).stdout(out).stderr(err);
         };
         let child = match &store {
-            Some(store) => store.spawn("ringdrived", configure),
+            Some(store) => store.spawn(configure),
             None => {
                 let mut command = Command::new("ringdrived");
                 configure(&mut command);

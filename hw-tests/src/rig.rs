@@ -237,7 +237,7 @@ impl Rig {
         let scratch = board.scratch()?;
         let serial = new_serial();
         let stem = scratch.file("daemon");
-        let store = setup.kept.then(|| Store::start(scratch.file("notify"))).transpose()?;
+        let store = setup.kept.then(|| Store::start(scratch.file("notify"), "ringdrived")).transpose()?;
         let gadget = match backend {
             Backend::Aio | Backend::Sync if !setup.keyboard => None,
             _ => Some(Gadget::new("composed", &serial)?),

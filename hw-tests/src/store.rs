@@ -2,12 +2,14 @@
 //!
 //! Takes datagrams at `$NOTIFY_SOCKET`: `FDSTORE=1` and `FDSTOREREMOVE=1` with `FDNAME=`, and `BARRIER=1`. Gives what it has to each
 //! process that it starts, with `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`. Dropped, it closes all of it.
+//!
+//! It starts a copy of the program in memory: from the file system that the virtual board has of its machine, a start takes seconds.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,18 +28,20 @@ type Kept = Arc<Mutex<Vec<(String, OwnedFd)>>>;
 #[derive(Debug)]
 pub struct Store {
     socket: PathBuf,
+    program: PathBuf,
     kept: Kept,
 }
 
 impl Store {
-    /// Starts one that listens at `socket`.
+    /// Starts one that listens at `socket`, for a program on PATH, of which it puts a copy beside the socket.
     ///
     /// # Errors
-    /// There is something at that path.
-    pub fn start(socket: PathBuf) -> Result<Arc<Self>> {
+    /// There is something at that path, or no such program.
+    pub fn start(socket: PathBuf, program: &str) -> Result<Arc<Self>> {
+        let program = copy_of(program, &socket)?;
         let listener = UnixDatagram::bind(&socket).context("cannot bind the notify socket")?;
         let kept = Kept::default();
-        let this = Arc::new(Self { socket, kept: Arc::clone(&kept) });
+        let this = Arc::new(Self { socket, program, kept: Arc::clone(&kept) });
         let alive = Arc::downgrade(&this);
         std::thread::spawn(move || {
             while let Some(message) = receive(&listener) {
@@ -56,12 +60,12 @@ impl Store {
         self.lock().iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// Starts `program` with `args`, and gives it everything.
+    /// Starts the program, and gives it everything.
     ///
     /// # Errors
     /// It does not start, or there is no shell.
-    pub fn spawn(&self, program: &str, configure: impl FnOnce(&mut Command)) -> Result<Child> {
-        let kept = self.lock();
+    pub fn spawn(&self, configure: impl FnOnce(&mut Command)) -> Result<Child> {
+        let (program, kept) = (&self.program, self.lock());
         let mut passed = Vec::new();
         let mut script = String::from("exec");
         for ((_, fd), number) in kept.iter().zip(3..) {
@@ -76,14 +80,14 @@ impl Store {
             names.join(":")
         ));
         let mut command = Command::new("bash");
-        command.args(["-c", &script, program, program]);
+        command.args(["-c", &script]).args([program, program]);
         command.env("NOTIFY_SOCKET", &self.socket).env("FDSTORE", "64");
         configure(&mut command);
         for fd in &passed {
             fcntl_setfd(fd, FdFlags::empty())?;
         }
         // Closed here again when it has them.
-        command.spawn().with_context(|| format!("cannot start {program}"))
+        command.spawn().with_context(|| format!("cannot start {}", program.display()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(String, OwnedFd)>> {
@@ -99,6 +103,16 @@ impl Drop for Store {
         }
         let _ = std::fs::remove_file(&self.socket);
     }
+}
+
+fn copy_of(program: &str, beside: &Path) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("no PATH")?;
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
+    let found =
+        found.with_context(|| format!("no {program} on PATH; build it with `cargo build --release`"))?;
+    let copy = beside.with_file_name(program);
+    std::fs::copy(&found, &copy).with_context(|| format!("cannot copy {}", found.display()))?;
+    Ok(copy)
 }
 
 fn receive(listener: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {

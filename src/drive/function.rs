@@ -56,6 +56,9 @@ use super::{
 const LOOK_SOON: Duration = Duration::from_micros(500);
 /// How long after requests that wake nobody to look what became of them: a host that clears halts at odd moments ends them.
 const LOOK_LATE: Duration = Duration::from_millis(20);
+/// How long both pipes are halted again and again, for a host that clears a halt but does not reset: nobody tells us of it, and a pipe
+/// that stayed silent then would cost the host its whole patience.
+const HALT_AGAIN: Duration = Duration::from_secs(10);
 
 /// A drive as configured.
 #[derive(Clone, Debug)]
@@ -279,7 +282,8 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         if soon {
             return Some(LOOK_SOON);
         }
-        let late = (self.pipes.queued(Pipe::In) > 0 || self.wants_room()).then_some(LOOK_LATE);
+        let looks = self.pipes.queued(Pipe::In) > 0 || self.wants_room() || self.halts_again();
+        let late = looks.then_some(LOOK_LATE);
         let due = [late, self.next_overdue(), self.next_settled(), self.next_served(), self.next_limbo()];
         due.into_iter().flatten().min()
     }
@@ -299,6 +303,9 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub fn tick(&mut self) {
         self.endpoints_ready();
         self.halt_again = false;
+        if self.halts_again() {
+            self.phase = Phase::Broken { in_halted: false, out_halted: false };
+        }
         let went = self.try_halt().and_then(|()| self.overdue()).and_then(|()| self.pump());
         self.settle_pipes(went);
         let went = self.pursue_limbo();
@@ -496,8 +503,14 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
+    fn halts_again(&self) -> bool {
+        let is_new = self.mover.now().saturating_sub(self.progress) < HALT_AGAIN;
+        matches!(self.phase, Phase::Broken { .. }) && is_new
+    }
+
     /// The host and we have lost each other: halts both pipes until it resets.
     pub(super) fn break_off(&mut self) {
+        self.progress = self.mover.now();
         self.pipes.handover.broken();
         self.abandon(Phase::Broken { in_halted: false, out_halted: false });
         if let Err(error) = self.try_halt() {

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Changes whenever the meaning of a byte does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"ringdrv\0";
 /// Most units of a function.
 const UNITS_MAX: usize = 16;
@@ -133,6 +133,8 @@ pub struct Handover {
     record: Buf,
     /// Of which the CBW buffer is the other one.
     pool: Pool,
+    /// Somebody keeps it for a successor.
+    kept: bool,
 }
 
 /// Why what a predecessor has left cannot be used.
@@ -230,6 +232,21 @@ impl Last {
     }
 }
 
+/// Puts a CBW that came behind something else to the front of `buf`, where a successor looks for it; whether there is one. What is
+/// behind it is blank.
+pub(super) fn to_front(buf: &mut [u8]) -> bool {
+    let is_cbw = |at: &usize| {
+        let (cbw, rest) = buf.get(*at..).and_then(|from| from.split_at_checked(CBW_LEN)).unwrap_or_default();
+        cbw.starts_with(b"USBC") && rest.iter().all(|byte| *byte == 0)
+    };
+    let found = (0..buf.len()).step_by(PACKET_MIN).rfind(is_cbw);
+    if let Some(at) = found {
+        buf.copy_within(at..at + CBW_LEN, 0);
+    }
+    in_order();
+    found.is_some()
+}
+
 /// Keeps the compiler from moving a store over another one: what the dead have stored is seen in the order of the program.
 fn in_order() {
     compiler_fence(Ordering::SeqCst);
@@ -241,7 +258,7 @@ impl Handover {
     /// # Errors
     /// That of mmap(2).
     pub fn private() -> io::Result<Self> {
-        Self::over(Pool::new(BUFFERS, BUF_LEN)?)
+        Self::over(Pool::new(BUFFERS, BUF_LEN)?, false)
     }
 
     /// One in a file, for somebody to keep.
@@ -253,7 +270,7 @@ impl Handover {
         let file = File::from(memfd_create("ringdrive-handover", flags)?);
         file.set_len(u64::try_from(BUFFERS * BUF_LEN).unwrap_or(u64::MAX))?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW))?;
-        let this = Self::over(Pool::shared(&file, BUFFERS, BUF_LEN)?)?;
+        let this = Self::over(Pool::shared(&file, BUFFERS, BUF_LEN)?, true)?;
         Ok((this, file))
     }
 
@@ -266,7 +283,7 @@ impl Handover {
         if !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
             return Err(HandoverError::Memory(io::ErrorKind::InvalidInput.into()));
         }
-        let mut this = Self::over(Pool::shared(file, BUFFERS, BUF_LEN)?)?;
+        let mut this = Self::over(Pool::shared(file, BUFFERS, BUF_LEN)?, true)?;
         let record = this.record();
         let len = usize::from(record.len);
         if record.magic != MAGIC || record.version != VERSION || len != size_of::<Record>() {
@@ -280,9 +297,14 @@ impl Handover {
         Ok((this, drives))
     }
 
-    fn over(pool: Pool) -> io::Result<Self> {
+    fn over(pool: Pool, kept: bool) -> io::Result<Self> {
         let record = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { record, pool })
+        Ok(Self { record, pool, kept })
+    }
+
+    /// Whether what the drives are is worth writing down: there may be a successor.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept
     }
 
     fn record(&mut self) -> &mut Record {
@@ -381,19 +403,13 @@ impl Handover {
     /// What the predecessor has left to do.
     pub(super) fn unfinished(&mut self) -> Unfinished {
         let is_draining = self.is_draining();
-        let found = self.pool.take().and_then(|buf| {
-            let is_cbw = |packet: &&[u8]| is_draining && packet.starts_with(b"USBC");
-            // Behind what is left over of the data before it.
-            let last = buf.chunks(PACKET_MIN).rfind(is_cbw).or(Some(&*buf));
-            last.and_then(<[u8]>::first_chunk).copied()
+        let found = self.pool.take().and_then(|mut buf| {
+            let is_there = if is_draining { to_front(&mut buf) } else { !buf.starts_with(&[0; CBW_LEN]) };
+            Some((*buf.first_chunk()?, is_there))
         });
-        let cbw = found.unwrap_or([0; CBW_LEN]);
-        let Record { stage, draining, last, void, .. } = self.record();
-        let is_new = match draining {
-            _ if *void != 0 => false,
-            0 => cbw != [0; CBW_LEN],
-            _ => cbw.starts_with(b"USBC"),
-        };
+        let (cbw, is_there) = found.unwrap_or(([0; CBW_LEN], false));
+        let Record { stage, last, void, .. } = self.record();
+        let is_new = is_there && *void == 0;
         match *stage {
             READY | POSTED if is_new => Unfinished::Unbegun(cbw),
             READY => Unfinished::Nothing,

@@ -28,7 +28,7 @@ use super::{
     fault::Way,
     flights::{Interest, Owner, Purpose},
     function::{Function, Open, OutEnd, Phase},
-    handover::{Behind, Last},
+    handover::{self, Behind, Last},
     look::{ReadEnd, ReadMoved},
     pipes::PipeError,
     statistics::{Outcome, Transfer},
@@ -36,7 +36,7 @@ use super::{
 
 impl<E: Endpoints, M: Mover> Function<E, M> {
     /// The read of a CBW is done.
-    pub(super) fn cbw(&mut self, buf: Buf, len: usize) -> Result<(), PipeError> {
+    pub(super) fn cbw(&mut self, mut buf: Buf, len: usize) -> Result<(), PipeError> {
         // One that comes when this process is about to end is its successor's.
         if !matches!(self.phase, Phase::Idle) || self.leaving.is_some() {
             return Ok(());
@@ -50,6 +50,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
                 drop(buf);
                 return self.left_over();
             }
+            handover::to_front(&mut buf);
             self.pipes.handover.drained();
         }
         let received = match &head {

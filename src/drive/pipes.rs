@@ -143,8 +143,16 @@ impl<E: Endpoints> Pipes<E> {
     /// Queues the read of the next CBW: one packet, since a CBW is a short packet of its own (BOT 1.0 §5.1). Where data may still come
     /// before it, as many as the buffer holds: the CBW ends the transfer.
     pub(super) fn receive_cbw(&mut self) -> Result<(), PipeError> {
-        let buf = self.handover.cbw_buf().ok_or(PipeError(TransferError::Other(libc::ENOBUFS)))?;
         let len = if self.handover.is_draining() { handover::BUF_LEN } else { self.max_packet() };
+        match self.queue_cbw(len) {
+            // What is left over may come packet by packet.
+            Err(PipeError(TransferError::NoMemory)) => self.queue_cbw(self.max_packet()),
+            went => went,
+        }
+    }
+
+    fn queue_cbw(&mut self, len: usize) -> Result<(), PipeError> {
+        let buf = self.handover.cbw_buf().ok_or(PipeError(TransferError::Other(libc::ENOBUFS)))?;
         self.queue_receive(buf, len, CBW)
     }
 

@@ -182,13 +182,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     /// What scsi knows of a unit, for a successor.
     pub(super) fn keep_unit(&mut self, lun: u8) {
-        if let Some(unit) = self.target.unit(lun) {
+        if self.pipes.handover.is_kept()
+            && let Some(unit) = self.target.unit(lun)
+        {
             self.pipes.handover.keep_unit(lun, unit.keep());
         }
     }
 
     /// All of it, after whatever is no command.
     pub(super) fn keep_drives(&mut self) {
+        if !self.pipes.handover.is_kept() {
+            return;
+        }
         self.pipes.handover.set_stall(self.bot.stall() == StallPolicy::Never);
         for lun in self.target.luns() {
             let (Some(unit), Some(drive)) = (self.target.unit(lun), self.drive(lun)) else { continue };

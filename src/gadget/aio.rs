@@ -57,7 +57,7 @@ pub struct AioEngine {
     /// What the kernel gets in one piece.
     piece_max: usize,
     files: EndpointFiles,
-    ready: EventFd,
+    ready: Arc<EventFd>,
     max_packet: Arc<AtomicU16>,
 }
 
@@ -103,9 +103,14 @@ impl AioEngine {
             in_pieces: [false; 2],
             piece_max: usize::MAX,
             files: EndpointFiles { input, output },
-            ready: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            ready: Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?),
             max_packet,
         })
+    }
+
+    /// What tells of completions, for somebody who has others to tell of.
+    pub(super) fn ready(&self) -> &Arc<EventFd> {
+        &self.ready
     }
 
     fn stage(&mut self, pipe: Pipe, buf: Buf, len: usize, tag: Tag, wake: Wake) -> Result<(), Refused> {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{
     aio::AioEngine,
     endpoints::{EndpointDone, Endpoints, Halted, Pipe, Refused, Tag, TransferError, Wake},
+    mixed::MixedEngine,
     sync::SyncEngine,
 };
 use crate::{ring::pool::Buf, schedule::Schedule};
@@ -38,6 +39,20 @@ pub enum EngineKind {
     Aio,
     /// One thread per endpoint, one request at a time: for kernels on which asynchronous endpoint writes leak.
     Sync,
+    /// To the host as `Aio`, from it as `Sync`: what `Aio` is where a successor may need what the host has sent.
+    #[serde(skip)]
+    Mixed,
+}
+
+impl EngineKind {
+    /// The same for a process whose successor takes over what it has received.
+    #[must_use]
+    pub fn outlived(self) -> Self {
+        match self {
+            Self::Aio | Self::Mixed => Self::Mixed,
+            Self::Sync => Self::Sync,
+        }
+    }
 }
 
 /// The engine of one function.
@@ -47,6 +62,8 @@ pub enum Engine {
     Aio(AioEngine),
     /// One thread per endpoint.
     Sync(SyncEngine),
+    /// Linux AIO to the host, a thread from it.
+    Mixed(MixedEngine),
 }
 
 impl Engine {
@@ -61,6 +78,7 @@ impl Engine {
         Ok(match kind {
             EngineKind::Aio => Self::Aio(AioEngine::new(input, output, max_packet)?),
             EngineKind::Sync => Self::Sync(SyncEngine::new(schedule, input, output, max_packet)?),
+            EngineKind::Mixed => Self::Mixed(MixedEngine::new(schedule, input, output, max_packet)?),
         })
     }
 }
@@ -70,6 +88,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.send(buf, len, tag, wake),
             Self::Sync(engine) => engine.send(buf, len, tag, wake),
+            Self::Mixed(engine) => engine.send(buf, len, tag, wake),
         }
     }
 
@@ -77,6 +96,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.receive(buf, len, tag),
             Self::Sync(engine) => engine.receive(buf, len, tag),
+            Self::Mixed(engine) => engine.receive(buf, len, tag),
         }
     }
 
@@ -84,6 +104,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.cancel(pipe),
             Self::Sync(engine) => engine.cancel(pipe),
+            Self::Mixed(engine) => engine.cancel(pipe),
         }
     }
 
@@ -91,6 +112,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.halt(pipe),
             Self::Sync(engine) => engine.halt(pipe),
+            Self::Mixed(engine) => engine.halt(pipe),
         }
     }
 
@@ -98,6 +120,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.clear_halt(pipe),
             Self::Sync(engine) => engine.clear_halt(pipe),
+            Self::Mixed(engine) => engine.clear_halt(pipe),
         }
     }
 
@@ -105,6 +128,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.max_packet(),
             Self::Sync(engine) => engine.max_packet(),
+            Self::Mixed(engine) => engine.max_packet(),
         }
     }
 
@@ -112,6 +136,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.reap(),
             Self::Sync(engine) => engine.reap(),
+            Self::Mixed(engine) => engine.reap(),
         }
     }
 
@@ -119,6 +144,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.ready_fd(),
             Self::Sync(engine) => engine.ready_fd(),
+            Self::Mixed(engine) => engine.ready_fd(),
         }
     }
 
@@ -126,6 +152,7 @@ impl Endpoints for Engine {
         match self {
             Self::Aio(engine) => engine.flush(),
             Self::Sync(engine) => engine.flush(),
+            Self::Mixed(engine) => engine.flush(),
         }
     }
 }

@@ -19,6 +19,7 @@ mod functionfs;
 mod inherited;
 mod interrupt;
 mod lock;
+pub mod mixed;
 pub mod sync;
 mod udc;
 

@@ -53,8 +53,9 @@ struct Job {
     epoch: u64,
 }
 
+/// One endpoint and its thread.
 #[derive(Debug)]
-struct Worker {
+pub(super) struct Worker {
     /// `None` when the engine is being dropped.
     jobs: Option<Sender<Job>>,
     done: Receiver<(EndpointDone, u64)>,
@@ -109,7 +110,12 @@ impl SyncEngine {
 }
 
 impl Worker {
-    fn start(pipe: Pipe, schedule: Schedule, file: File, ready: &Arc<EventFd>) -> io::Result<Self> {
+    pub(super) fn start(
+        pipe: Pipe,
+        schedule: Schedule,
+        file: File,
+        ready: &Arc<EventFd>,
+    ) -> io::Result<Self> {
         let (jobs, todo) = bounded(QUEUE);
         let (report, done) = bounded(QUEUE);
         let shared = Arc::new(Shared { epoch: AtomicU64::new(0), is_busy: AtomicBool::new(false) });
@@ -131,7 +137,7 @@ impl Worker {
         Ok(Self { jobs: Some(jobs), done, epoch: 0, queued: 0, shared, thread: Some(thread) })
     }
 
-    fn submit(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
+    pub(super) fn submit(&mut self, buf: Buf, len: usize, tag: Tag) -> Result<(), Refused> {
         if len > buf.len() {
             return Err(Refused { buf, error: TransferError::Other(libc::EINVAL) });
         }
@@ -149,7 +155,7 @@ impl Worker {
         Err(Refused { buf: refused.buf, error: TransferError::Other(libc::ENOBUFS) })
     }
 
-    fn take_done(&mut self) -> Option<EndpointDone> {
+    pub(super) fn take_done(&mut self) -> Option<EndpointDone> {
         let (done, epoch) = self.done.try_recv().ok()?;
         self.queued -= 1;
         if done.result.is_err() {
@@ -158,7 +164,7 @@ impl Worker {
         Some(done)
     }
 
-    fn cancel(&mut self) {
+    pub(super) fn cancel(&mut self) {
         self.epoch = self.shared.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(thread) = &self.thread {
             interrupt::kick(thread, || !self.shared.is_busy.load(Ordering::SeqCst));

@@ -41,20 +41,25 @@ pub struct KeptUnit {
 }
 const _: () = assert!(size_of::<KeptUnit>() == 24);
 
-/// Whether there is any sense data: a bit beside its key.
+/// Whether there is any sense data, and whether it is about an earlier command: bits beside its key.
 const PRESENT: u8 = 0x80;
+const DEFERRED: u8 = 0x40;
 
 /// Key, additional sense code and qualifier. INFORMATION and field pointer are not worth keeping.
 fn keep_sense(sense: Option<Sense>) -> [u8; 3] {
-    sense.map_or([0; 3], |sense| [PRESENT | sense.key.code(), sense.asc, sense.ascq])
+    sense.map_or([0; 3], |sense| {
+        let deferred = if sense.deferred { DEFERRED } else { 0 };
+        [PRESENT | deferred | sense.key.code(), sense.asc, sense.ascq]
+    })
 }
 
 fn resume_sense([key, asc, ascq]: [u8; 3]) -> Result<Option<Sense>, NotUnderstood> {
     if key & PRESENT == 0 {
         return Ok(None);
     }
-    let key = SenseKey::from_code(key & !PRESENT).ok_or(NotUnderstood)?;
-    Ok(Some(Sense::new(key, asc, ascq)))
+    let deferred = key & DEFERRED != 0;
+    let key = SenseKey::from_code(key & !(PRESENT | DEFERRED)).ok_or(NotUnderstood)?;
+    Ok(Some(Sense { deferred, ..Sense::new(key, asc, ascq) }))
 }
 
 /// The bytes are none of ours.
@@ -191,7 +196,7 @@ mod tests {
         before.prevention.persistent = true;
         before.modes.write_cache = false;
         before.reservations = Reservations::resume(0x1234, 7, 3).unwrap();
-        before.sense = Some(Sense::new(SenseKey::MediumError, 0x11, 0));
+        before.sense = Some(Sense::new(SenseKey::MediumError, 0x11, 0).deferred());
         before.defer(Sense::new(SenseKey::MediumError, 0x0c, 0));
         before.set_power(PowerState::Standby);
         let kept = KeptUnit::read_from_bytes(before.keep().as_bytes()).unwrap();

@@ -83,6 +83,8 @@ pub struct Port {
     tag: u32,
     /// Packets of the command at hand that went over the bus.
     packets: u32,
+    /// Its data are, or may be, the end of another command.
+    past: bool,
     /// Handshakes until something happens to the host.
     fuse: Option<(u32, Chaos)>,
     /// Handshakes until somebody takes the medium out of a unit by force.
@@ -95,7 +97,16 @@ pub struct Port {
 
 impl Port {
     pub fn new(world: World) -> Self {
-        Self { world, tag: 0, packets: 0, fuse: None, ejection: None, ejected: None, death: None }
+        Self {
+            world,
+            tag: 0,
+            packets: 0,
+            past: false,
+            fuse: None,
+            ejection: None,
+            ejected: None,
+            death: None,
+        }
     }
 
     /// Breaks off after this many handshakes.
@@ -250,7 +261,7 @@ impl Port {
     /// One command from CBW to CSW (BOT 1.0 figures 1 and 2).
     pub fn command(&mut self, script: &Script<'_>) -> Result<Outcome, Stop> {
         let cbw = self.cbw(script.lun, script.cdb, script.expected);
-        self.packets = 0;
+        (self.packets, self.past) = (0, false);
         if self.bulk_out("CBW", &cbw)? == End::Stall {
             return Err(Stop::Bug("OUT is halted where a CBW is due".into()));
         }
@@ -261,6 +272,9 @@ impl Port {
             Expected::In(length) => self.bulk_in("data-in", usize::try_from(length).unwrap())?,
             Expected::Out(_) => (Vec::new(), self.bulk_out("data-out", script.out)?),
         };
+        let is_foreign =
+            data.len() == 13 && data.starts_with(b"USBS") && data[4..8] != self.tag.to_le_bytes();
+        self.past = is_foreign || data.is_empty() && data_end == End::Short;
         if data_end == End::Stall {
             stalls += 1;
             let pipe = if matches!(script.expected, Expected::In(_)) { Pipe::In } else { Pipe::Out };
@@ -277,6 +291,10 @@ impl Port {
             self.world.idle(3);
             self.world.bus.clear_halt(Pipe::In, false);
             csw = self.bulk_in(AFTER_STALL, 13)?;
+            if csw.1 == End::Stall {
+                // Nothing helps but a reset (§6.6.1).
+                return Err(Stop::Hung(AFTER_STALL));
+            }
         }
         // As Linux does it, for devices that end a data phase so.
         if self.world.ended > 0 && csw.0.is_empty() && csw.1 == End::Short {
@@ -288,6 +306,11 @@ impl Port {
     /// Whether the device had read the CBW of the last command before it was broken off: it moved something behind it.
     pub fn was_seen(&self) -> bool {
         self.packets > 1
+    }
+
+    /// Whether what the device sent for the last command may have been the end of another one: its CSW, or the empty packet before it.
+    pub fn read_the_past(&self) -> bool {
+        self.past
     }
 
     fn odd_clear(&mut self, script: &Script<'_>, when: u8) {

@@ -1,7 +1,7 @@
 //! Seeded simulation: a model host, honest and hostile, a faulty medium and a virtual clock around a real `drive::Function`.
 //!
 //! Each seed is one life of a device on a bus. A failure prints its seed; `RINGDRIVE_SEED=N cargo test --test simulation` runs
-//! that life again and prints every command of it. `RINGDRIVE_SEEDS=N` sets how many are run.
+//! that life again and prints every command of it, and what the device says. `RINGDRIVE_SEEDS=N` sets how many are run.
 //!
 //! | file | what |
 //! |---|---|
@@ -138,6 +138,9 @@ fn add(total: &mut Coverage, more: Coverage) {
 /// So many lives; `must_happen` are the marks of all of them together.
 fn live_all(seeds: u64, mortal: bool, must_happen: &[&str]) -> Coverage {
     if let Some(seed) = variable("RINGDRIVE_SEED") {
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).without_time();
+        // Another test may have it already.
+        let _ = log.with_test_writer().try_init();
         return live(seed, mortal, true).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
     let seeds = variable("RINGDRIVE_SEEDS").unwrap_or(seeds);

@@ -35,6 +35,8 @@ struct State {
     delay_max: Nanos,
     /// Of a thousand pieces, those that take much longer, or for ever.
     stuck: u32,
+    /// None does before then.
+    calm_until: Nanos,
     /// How many did, by inode.
     were_stuck: HashMap<u64, u64>,
     /// Of each medium that was made.
@@ -67,7 +69,8 @@ impl Fetched {
     pub fn new(mut rng: Rng) -> Self {
         let delay_max = 1 << rng.u32(10..30);
         let stuck = if rng.u8(..2) == 0 { rng.u32(..30) } else { 0 };
-        let state = State { now: 0, rng, delay_max, stuck, were_stuck: HashMap::new(), media: Vec::new() };
+        let (were_stuck, media) = (HashMap::new(), Vec::new());
+        let state = State { now: 0, rng, delay_max, stuck, calm_until: 0, were_stuck, media };
         Self { state: Arc::new(Mutex::new(state)), woken: Arc::new(AtomicBool::new(false)) }
     }
 
@@ -113,10 +116,11 @@ impl Fetched {
         self.state.lock().unwrap().now = now;
     }
 
-    /// What is coming comes now.
+    /// What is coming comes now, and what is asked for soon comes in time.
     pub fn release(&self) {
         let mut state = self.state.lock().unwrap();
-        let State { now, media, .. } = &mut *state;
+        let State { now, calm_until, media, .. } = &mut *state;
+        *calm_until = *now + 20 * SECOND;
         for piece in media.iter_mut().flat_map(|(pieces, _)| pieces) {
             if let Piece::Coming(due) = piece {
                 *due = (*due).min(*now);
@@ -155,7 +159,7 @@ impl Medium for SlowMedium {
 
     fn map(&self, range: ByteRange) -> Extent {
         let mut state = self.fetched.state.lock().unwrap();
-        let State { now, rng, delay_max, stuck, were_stuck, media } = &mut *state;
+        let State { now, rng, delay_max, stuck, calm_until, were_stuck, media } = &mut *state;
         let inode = self.image.identity().inode;
         let (pieces, _) = &mut media[self.index];
         let numbers = range.start().0 / PIECE..range.end().0.div_ceil(PIECE).min(pieces.len() as u64);
@@ -166,7 +170,7 @@ impl Medium for SlowMedium {
                 Piece::Here if here == number - numbers.start => here += 1,
                 Piece::Here | Piece::Coming(_) => {}
                 Piece::Elsewhere => {
-                    let is_stuck = rng.u32(..1000) < *stuck;
+                    let is_stuck = rng.u32(..1000) < *stuck && *now >= *calm_until;
                     *were_stuck.entry(inode).or_default() += u64::from(is_stuck);
                     let late = if rng.bool() { Nanos::MAX } else { *now + rng.u64(SECOND..60 * SECOND) };
                     let due = if is_stuck { late } else { *now + rng.u64(..*delay_max) };

@@ -99,10 +99,7 @@ fn main() -> ExitCode {
         ("changed", changed::CASES),
     ];
     let is_twin = board.as_ref().is_ok_and(Board::is_slower_twin);
-    let on_request: &[(&str, &[Case])] = &[("takeover", takeover::ON_REQUEST)];
-    let is_requested = std::env::var_os("RINGDRIVE_KILLS").is_some();
     let groups = at_both.iter().chain(if is_twin { &[] } else { at_one });
-    let groups = groups.chain(if is_requested { on_request } else { &[] });
     let mut trials = Vec::new();
     for (group, cases) in groups {
         for case in *cases {

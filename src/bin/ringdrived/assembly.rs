@@ -152,7 +152,7 @@ impl Assembly {
                     files.push(of_function);
                     resumed.push((handover, (drives, media)));
                 }
-                let (options, placement) = gadget_options(config);
+                let (options, placement) = gadget_options(config, store.is_some());
                 match Gadget::adopt(&options, placement, files) {
                     Ok((gadget, parts)) => Self::take_over(config, gadget, parts, resumed, store, events),
                     Err(error) => {
@@ -172,7 +172,7 @@ impl Assembly {
         store: Option<&Store>,
         events: impl Fn(Event) + Clone + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let (options, placement) = gadget_options(config);
+        let (options, placement) = gadget_options(config, store.is_some());
         let (gadget, parts) = Gadget::create(&options, placement)?;
         let mut assembly = Self { gadget: Arc::new(gadget), functions: Vec::new() };
         let mut first = DriveIndex(0);
@@ -353,13 +353,13 @@ fn drive_options(drive: &config::Drive) -> anyhow::Result<DriveOptions> {
     })
 }
 
-fn gadget_options(config: &Config) -> (GadgetOptions, Placement) {
+fn gadget_options(config: &Config, outlived: bool) -> (GadgetOptions, Placement) {
     let functions = config
         .functions
         .iter()
         .map(|function| gadget::FunctionOptions {
             name: function.name.clone(),
-            engine: function.engine,
+            engine: if outlived { function.engine.outlived() } else { function.engine },
             schedule: function.schedule,
             last_lun: u8::try_from(function.drives.len().saturating_sub(1)).unwrap_or(u8::MAX),
             interface_name: "ringdrive".into(),

@@ -61,18 +61,6 @@ fn each_step_of_a_command_leaves_what_is_to_be_done() {
         left.answered(last, Behind::Nothing);
     };
     assert_eq!(unfinished(answered), Unfinished::Answered(last));
-    let drained = |left: &mut Handover| {
-        moving(left);
-        left.answered(last, Behind::LeftOvers);
-        left.cbw_buf().unwrap()[1024..1024 + CBW_LEN].copy_from_slice(&cbw);
-    };
-    assert_eq!(unfinished(drained), Unfinished::Unbegun(cbw));
-    let drains = |left: &mut Handover| {
-        moving(left);
-        left.answered(last, Behind::LeftOvers);
-        left.cbw_buf().unwrap()[..2048].fill(7);
-    };
-    assert_eq!(unfinished(drains), Unfinished::Answered(last));
     let posted = |left: &mut Handover, arrives| {
         answered(left);
         post(left, arrives);
@@ -104,6 +92,34 @@ fn each_step_of_a_command_leaves_what_is_to_be_done() {
         post(left, true);
     };
     assert_eq!(unfinished(again), Unfinished::Unbegun(cbw));
+}
+
+#[test]
+fn a_cbw_behind_left_overs_outlives_who_begins_it() {
+    let last = Last::new([7; CSW_LEN], Expected::Out(512), 0x2a, 0);
+    let mut cbw = [0; CBW_LEN];
+    cbw[..4].copy_from_slice(b"USBC");
+    let answered = |left: &mut Handover| {
+        left.moving();
+        left.answered(last, Behind::LeftOvers);
+    };
+    let drained = |left: &mut Handover| {
+        answered(left);
+        left.cbw_buf().unwrap()[1024..1024 + CBW_LEN].copy_from_slice(&cbw);
+    };
+    assert_eq!(unfinished(drained), Unfinished::Unbegun(cbw));
+    let died_of_it = |left: &mut Handover| {
+        drained(left);
+        assert_eq!(left.unfinished(), Unfinished::Unbegun(cbw));
+        left.moving();
+        left.drained();
+    };
+    assert_eq!(unfinished(died_of_it), Unfinished::Begun(cbw));
+    let drains = |left: &mut Handover| {
+        answered(left);
+        left.cbw_buf().unwrap()[..2048].fill(7);
+    };
+    assert_eq!(unfinished(drains), Unfinished::Answered(last));
 }
 
 #[test]
