@@ -19,7 +19,6 @@ use hw_tests::image::{self, MIB};
 use hw_tests::nfs::{Server, Version};
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::wait::{wait_for, wait_until};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::Value;
 
 use crate::{Case, DAEMON};
@@ -47,23 +46,11 @@ const ANY_MOMENT: u64 = 16;
 /// What one run is about.
 struct Run<'a> {
     server: &'a Server,
-    mounted: &'a Mounted,
     daemon: &'a Daemon,
     dead: &'a Lun,
     alive: &'a Lun,
     outages: u64,
     gone: Duration,
-}
-
-/// The image as this machine has mounted it.
-struct Mounted(File);
-
-impl Mounted {
-    /// What of it is in memory is read from the server next time. Only of it: with the rest the daemon's code would go, too, which
-    /// comes from no storage that a board has.
-    fn forget(&self) -> Result<()> {
-        Ok(posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
-    }
 }
 
 fn number(name: &str, default: u64) -> Result<u64> {
@@ -93,17 +80,14 @@ fn hang(board: &Board, backend: Backend) -> Result<()> {
         let mut rig = Rig::start(board, backend, &Setup::of(drives))?;
         let (dead, alive) = (rig.lun(0)?, rig.lun(1)?);
         let daemon = rig.daemon()?;
-        let mounted = Mounted(File::open(dir.join(&file))?);
-        let run =
-            Run { server: &server, mounted: &mounted, daemon, dead: &dead, alive: &alive, outages, gone };
+        let run = Run { server: &server, daemon, dead: &dead, alive: &alive, outages, gone };
         reads(&run, &server.file(&file)).with_context(|| format!("{name} mount, reads"))?;
         let write = if name == "hard" { writes } else { soft_writes };
         write(&run, &server.file(&file), &dir.join(&file), seed)
             .with_context(|| format!("{name} mount, writes"))?;
         ejected(&run, &other).with_context(|| format!("{name} mount, eject"))?;
         said += &daemon.log();
-        ended(rig, &server, &mounted, &dead, &dir.join(&file))
-            .with_context(|| format!("{name} mount, end"))?;
+        ended(rig, &server, &dead, &dir.join(&file)).with_context(|| format!("{name} mount, end"))?;
     }
     ensure!(
         said.contains("connections are made anew"),
@@ -191,7 +175,7 @@ fn reads(run: &Run<'_>, file: &Path) -> Result<()> {
     at_work(run, |step| {
         let at = usize::try_from(step)? * STEP % all.len();
         if at == 0 {
-            run.mounted.forget()?;
+            fs::write("/proc/sys/vm/drop_caches", "1")?;
         }
         let read = run.dead.read_at(u64::try_from(at)?, STEP)?;
         ensure!(all.get(at..at + STEP) == Some(&read), "wrong bytes at {at}");
@@ -266,19 +250,19 @@ fn ejected(run: &Run<'_>, local: &Path) -> Result<()> {
         within(AT_ONCE, "eject", || daemon.force_eject(0))?;
         within(AT_ONCE, "insert", || daemon.insert(0, local))
     };
-    while_dead(run.server, run.mounted, run.daemon, run.dead, swap)?;
+    while_dead(run.server, run.daemon, run.dead, swap)?;
     let read = run.dead.read_at(0, STEP)?;
     ensure!(fs::read(local)?.starts_with(&read), "the host does not read the image that was inserted");
     Ok(())
 }
 
 /// With a dead server, the daemon ends.
-fn ended(mut rig: Rig, server: &Server, mounted: &Mounted, dead: &Lun, image: &Path) -> Result<()> {
+fn ended(mut rig: Rig, server: &Server, dead: &Lun, image: &Path) -> Result<()> {
     let daemon = rig.daemon()?;
     daemon.force_eject(0)?;
     daemon.insert(0, image)?;
     wait_until(BACK, "the host can read the image", || dead.read_at(0, STEP).is_ok())?;
-    while_dead(server, mounted, daemon, dead, |daemon| {
+    while_dead(server, daemon, dead, |daemon| {
         within(AT_ONCE, "shutdown", || daemon.cli(&["shutdown"]))?;
         within(END, "the end", || daemon.must_end_well())
     })
@@ -287,13 +271,12 @@ fn ended(mut rig: Rig, server: &Server, mounted: &Mounted, dead: &Lun, image: &P
 /// Does `work` while the host waits for a server that is gone.
 fn while_dead<D: Deref<Target = Daemon>>(
     server: &Server,
-    mounted: &Mounted,
     daemon: D,
     dead: &Lun,
     work: impl FnOnce(D) -> Result<()>,
 ) -> Result<()> {
     server.cut()?;
-    let done = mounted.forget().and_then(|()| {
+    let done = fs::write("/proc/sys/vm/drop_caches", "1").map_err(Into::into).and_then(|()| {
         thread::scope(|scope| {
             // Whatever comes of it: the host is told that the medium has gone, or the device.
             let reader = scope.spawn(|| drop(dead.read_at(0, STEP)));
