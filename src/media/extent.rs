@@ -219,6 +219,11 @@ pub trait Medium: fmt::Debug + Send {
         None
     }
 
+    /// Whether its file is a qcow2 file, and the medium the disk in it.
+    fn is_qcow2(&self) -> bool {
+        false
+    }
+
     /// Who makes completed writes durable, if not a sync of that file.
     fn own_store(&self) -> Option<&dyn Store> {
         None

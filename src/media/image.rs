@@ -186,6 +186,11 @@ impl Image {
         Ok(Identity::of(&self.file.metadata()?))
     }
 
+    /// Its file, from which bytes are read where they are.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     /// Whether the file system let us lock it.
     pub fn is_locked(&self) -> bool {
         self.locked
