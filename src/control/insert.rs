@@ -150,16 +150,16 @@ impl Insert {
         let rw = if overlay.is_some() { Some(true) } else { self.rw };
         let (access, block_size) = (check(state, kind, rw)?, state.block_size);
         let container = overlays.as_ref().filter(|_| !manner.raw).and_then(|_| source.container());
-        let how = (read_only_if(container.is_some(), access, rw), block_size);
+        let how = (access, block_size);
         match (source, overlays, container) {
             (Source::Path(path), Some(overlays), _) if let Some(place) = &overlay => {
                 overlay::open(&overlays, Path::new(&path), place, block_size, manner)
             }
             (Source::Path(path), Some(overlays), Some(container)) => {
-                let path = Path::new(&path);
-                boxed(Qcow2::open(path, container, how, manner, overlays.runtime_dir()))
+                open_qcow2(Path::new(&path), container, how, rw, manner, &overlays)
             }
             (Source::Descriptor { descriptor, name }, _, Some(container)) => {
+                let how = (read_only_if(true, access, rw), block_size);
                 boxed(Qcow2::from_fd(descriptor, name.into(), container, how))
             }
             (Source::Path(path), ..) if let Some(expander) = expander.filter(|_| !manner.raw) => {
@@ -172,6 +172,22 @@ impl Insert {
             (Source::Url { source, cache }, ..) => open_url(state, source, &cache, rw, pending),
         }
     }
+}
+
+/// One that cannot be written to is read-only also in a drive whose images are writable, unless somebody asks for more.
+fn open_qcow2(
+    path: &Path,
+    container: Container,
+    (access, block_size): (Access, BlockSize),
+    rw: Option<bool>,
+    manner: Manner,
+    overlays: &Overlays,
+) -> Result<Box<dyn Medium>, Failure> {
+    let open = |access| Qcow2::open(path, container, (access, block_size), manner, overlays.runtime_dir());
+    boxed(match open(access) {
+        Err(error) if rw != Some(true) && error.is_about_writing() => open(Access::ReadOnly),
+        opened => opened,
+    })
 }
 
 /// What is never written to is read-only also in a drive whose images are writable, unless somebody asks for more.

@@ -91,6 +91,20 @@ impl Image {
     /// # Errors
     /// [`MediaError`], whose text gives the cause and the cure. Nothing stays open or locked.
     pub fn open(path: &Path, access: Access, block_size: BlockSize) -> Result<Self, MediaError> {
+        Self::open_as(path, access, block_size, true)
+    }
+
+    /// The same of a file of any length, in which somebody else knows where a disk is.
+    pub(super) fn open_container(path: &Path, access: Access) -> Result<Self, MediaError> {
+        Self::open_as(path, access, BlockSize::B512, false)
+    }
+
+    fn open_as(
+        path: &Path,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
+    ) -> Result<Self, MediaError> {
         let fail = |op, kind| {
             move |source: io::Error| MediaError { kind, op, path: path.to_owned(), source: Some(source) }
         };
@@ -104,7 +118,7 @@ impl Image {
             return Err(bare(MediaErrorKind::ReadOnlyFile));
         }
         let file = open_options(access, &before).open(path).map_err(open_error)?;
-        Self::finish(file, path.to_owned(), access, block_size)
+        Self::finish(file, path.to_owned(), access, block_size, is_disk)
     }
 
     /// Takes an image that somebody else opened and passed; `name` is what to call it. The descriptor must be open for what
@@ -141,11 +155,17 @@ impl Image {
             }
             ours => ours.unwrap_or(passed),
         };
-        Self::finish(file, name, access, block_size)
+        Self::finish(file, name, access, block_size, true)
     }
 
-    fn finish(file: File, name: PathBuf, access: Access, block_size: BlockSize) -> Result<Self, MediaError> {
-        let inspected = inspect(&file, access, block_size);
+    fn finish(
+        file: File,
+        name: PathBuf,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
+    ) -> Result<Self, MediaError> {
+        let inspected = inspect(&file, if is_disk { access } else { Access::ReadOnly }, block_size);
         let (metadata, stored) = match inspected {
             Ok(inspected) => inspected,
             Err((kind, source)) => return Err(MediaError { kind, op: MediaOp::Inspect, path: name, source }),

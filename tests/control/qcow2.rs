@@ -22,7 +22,7 @@ fn qemu_img(fake: &Fake, args: &[&str]) -> bool {
 }
 
 #[test]
-fn the_disk_in_a_qcow2_file_is_inserted_read_only_and_with_what_is_below_it_if_that_is_allowed() {
+fn the_disk_in_a_qcow2_file_is_inserted_with_what_is_below_it_if_that_is_allowed() {
     let fake = Fake::start();
     fake.image("disk.img", 3 << 20);
     // By its magic, whatever its name.
@@ -31,12 +31,20 @@ fn the_disk_in_a_qcow2_file_is_inserted_read_only_and_with_what_is_below_it_if_t
     }
     let mut peer = fake.connect();
     peer.ask(&request(1, "set", &json!({"drive": "flash", "rw": true})));
-    let said = fake.says(&["insert", "flash", "image"]);
-    assert!(said.contains("3.1 MB, read-only") && said.contains("/image"), "{said}");
-    fake.says(&["eject", "flash"]);
-    let said = fake.says(&["insert", "flash", "image", "--send-fd"]);
-    assert!(said.contains("3.1 MB, read-only"), "{said}");
-    fake.says(&["eject", "flash"]);
+    let rw = |options: &[&str]| {
+        let said = fake.says(&[&["--json", "insert", "flash", "image"], options].concat());
+        assert!(
+            said.contains("\"bytes\":3145728")
+                && said.contains("/image\"") == !options.contains(&"--send-fd"),
+            "{said}"
+        );
+        fake.says(&["eject", "flash"]);
+        said.contains("\"rw\":true")
+    };
+    assert!(rw(&[]) && rw(&["--rw"]) && rw(&["--send-fd", "--rw"]));
+    assert!(!rw(&["--ro"]) && !rw(&["--send-fd"]));
+    qemu_img(&fake, &["convert", "-f", "raw", "-O", "qcow2", "-o", "extended_l2=on", "disk.img", "image"]);
+    assert!(!rw(&[]), "what cannot be written to is read");
     fake.fails(&["insert", "flash", "image", "--rw"], 1, "--overlay");
     let len = fs::metadata(fake.dir.path().join("image")).unwrap().len();
     let said = fake.says(&["--json", "insert", "flash", "image", "--raw"]);

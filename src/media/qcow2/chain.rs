@@ -8,12 +8,16 @@
 //!              page of a table is not in memory: Missing
 //! ```
 //! Tables are in memory by pages, as they are in the file; all of what they say is checked when it is used. Whoever has brought what was
-//! missing asks again. Files do not change meanwhile, because they are locked against those who would write to them.
+//! missing asks again. Files do not change meanwhile, because they are locked against those who would write to them; what `write` changes
+//! in tables of the first is noted here until it is in the file.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs::File,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -37,6 +41,8 @@ const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 const PACKED: u64 = 1 << 62;
 /// In L2 entries that are not extended.
 const ZERO: u64 = 1;
+/// In L1 and L2 entries: the refcount is one, so that it may be written there.
+pub(super) const COPIED: u64 = 1 << 63;
 
 /// One file.
 #[derive(Debug)]
@@ -50,6 +56,8 @@ pub(super) enum Layer {
 pub(super) struct Table {
     pub(super) image: Image,
     pub(super) head: Head,
+    /// Bytes of the file. More, when something is written.
+    pub(super) end: AtomicU64,
 }
 
 /// All of them, from the top.
@@ -73,6 +81,21 @@ pub(super) enum Need {
     Page { layer: usize, page: u64 },
     /// A cluster of the disk of a layer, which is packed in its file at these bytes.
     Cluster { layer: usize, cluster: u64, at: u64, len: u64 },
+    /// A place that may be written to, for this cluster of the disk.
+    Place { cluster: u64 },
+}
+
+/// Where a cluster of the disk may be written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Here, from this byte of the file on.
+    Here(u64),
+    /// Nowhere yet. Where its L2 entry is, and a place that it has, but of which nothing has been written.
+    None { entry: u64, reserved: Option<u64> },
+    /// There is no L2 table. Where its L1 entry is.
+    NoTable { entry: u64 },
+    /// The table makes no sense.
+    Damaged,
 }
 
 #[derive(Debug, Default)]
@@ -84,6 +107,10 @@ struct Cache {
     expanded: HashMap<(usize, u64), (Arc<File>, u64)>,
     /// Those of one file each, the oldest first.
     groups: VecDeque<Group>,
+    /// Entries of the first layer, by where they are in the file, which does not say so yet.
+    changes: BTreeMap<u64, u64>,
+    /// Clusters of its file that no host may write to.
+    metadata: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -171,8 +198,13 @@ impl Chain {
     }
 
     /// What was asked for as [`Need::Page`].
-    pub(super) fn add_page(&self, layer: usize, page: u64, bytes: Box<[u8]>) {
+    pub(super) fn add_page(&self, layer: usize, page: u64, mut bytes: Box<[u8]>) {
         let mut cache = self.cache.lock();
+        if layer == 0 {
+            for (at, entry) in cache.changes.range(page * PAGE..(page + 1) * PAGE) {
+                put(&mut bytes, at % PAGE, *entry);
+            }
+        }
         if cache.pages.len() >= PAGES_MAX {
             let oldest = cache.pages.iter().min_by_key(|(_, page)| page.used).map(|(key, _)| *key);
             oldest.and_then(|key| cache.pages.remove(&key));
@@ -209,6 +241,83 @@ impl Chain {
         }
     }
 
+    fn table(&self) -> Option<&Table> {
+        match self.layers.first() {
+            Some(Layer::Qcow2(table)) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// Where a cluster of the first layer may be written to.
+    pub(super) fn slot(&self, cluster: u64) -> Result<Slot, Need> {
+        let mut cache = self.cache.lock();
+        cache.now += 1;
+        self.table().map_or(Ok(Slot::Damaged), |table| table.slot(cluster, &mut cache))
+    }
+
+    /// Where the bytes at the start of `range` may be written to, and how many of them.
+    pub(super) fn place(&self, range: ByteRange) -> Result<(Slot, ByteLen), Need> {
+        let Some(table) = self.table() else { return Ok((Slot::Damaged, range.len())) };
+        let mut cache = self.cache.lock();
+        cache.now += 1;
+        let (start, bits) = (range.start().0, table.head.cluster_bits);
+        let first = table.slot(start >> bits, &mut cache)?;
+        let mut end = ((start >> bits) + 1) << bits;
+        if let Slot::Here(place) = first {
+            let next = |end: u64| Slot::Here(place + (end - ((start >> bits) << bits)));
+            while end < range.end().0 && table.slot(end >> bits, &mut cache) == Ok(next(end)) {
+                end += table.head.cluster();
+            }
+        }
+        let len = ByteLen(end.min(range.end().0) - start);
+        Ok(match first {
+            Slot::Here(place) => (Slot::Here(place + start % table.head.cluster()), len),
+            other => (other, len),
+        })
+    }
+
+    /// Clusters of the file that are the file's own from now on.
+    pub(super) fn add_metadata(&self, clusters: impl IntoIterator<Item = u64>) {
+        self.cache.lock().metadata.extend(clusters);
+    }
+
+    /// The entry at `at` of the first layer's file is this now, which the file is to be told later.
+    pub(super) fn change(&self, at: u64, entry: u64) {
+        let mut cache = self.cache.lock();
+        cache.changes.insert(at, entry);
+        if let Some(page) = cache.pages.get_mut(&(0, at / PAGE)) {
+            put(&mut page.bytes, at % PAGE, entry);
+        }
+    }
+
+    /// The file of the first layer is of so many bytes now: what was read of its old end is no longer so.
+    pub(super) fn grow(&self, end: u64) {
+        let Some(table) = self.table() else { return };
+        let mut cache = self.cache.lock();
+        let old = table.end.fetch_max(end, Ordering::SeqCst);
+        cache.pages.retain(|(layer, page), _| *layer != 0 || (page + 1) * PAGE <= old);
+    }
+
+    /// What the file does not say yet.
+    pub(super) fn changes(&self) -> Vec<(u64, u64)> {
+        self.cache.lock().changes.iter().map(|(at, entry)| (*at, *entry)).collect()
+    }
+
+    /// How much that is.
+    pub(super) fn changes_len(&self) -> usize {
+        self.cache.lock().changes.len()
+    }
+
+    /// It does now.
+    pub(super) fn told(&self, changes: &[(u64, u64)]) {
+        let mut cache = self.cache.lock();
+        for (at, entry) in changes {
+            if cache.changes.get(at) == Some(entry) {
+                cache.changes.remove(at);
+            }
+        }
+    }
+
     /// Bytes that are held in memory, by kind.
     #[cfg(test)]
     pub(super) fn held(&self) -> (u64, u64) {
@@ -227,6 +336,13 @@ impl Cache {
         };
         held.used = now;
         Ok(held.bytes.get(ByteLen(at % PAGE).to_usize()..).unwrap_or_default())
+    }
+}
+
+/// Writes a number, where there is room for it.
+fn put(bytes: &mut [u8], at: u64, number: u64) {
+    if let Some(place) = bytes.get_mut(ByteLen(at).to_usize()..).and_then(|bytes| bytes.first_chunk_mut()) {
+        *place = number.to_be_bytes();
     }
 }
 
@@ -277,6 +393,40 @@ impl Table {
                 (Step::Found(Found::Here(Extent::File { file: Arc::clone(file), offset, len })), len)
             }
         }
+    }
+
+    fn slot(&self, cluster: u64, cache: &mut Cache) -> Result<Slot, Need> {
+        let head = &self.head;
+        let start = cluster << head.cluster_bits;
+        if start >= head.size {
+            return Ok(Slot::Damaged);
+        }
+        let entry = head.l1_at + start / head.span() * 8;
+        let Some(word) = number(cache.bytes(0, entry)?) else { return Ok(Slot::Damaged) };
+        let l2 = word & PLACE;
+        if l2 == 0 {
+            return Ok(Slot::NoTable { entry });
+        }
+        if word & COPIED == 0 || !self.is_whole(l2) {
+            return Ok(Slot::Damaged);
+        }
+        let entry = l2 + ((start % head.span()) >> head.cluster_bits) * head.entry();
+        let Some(word) = number(cache.bytes(0, entry)?) else { return Ok(Slot::Damaged) };
+        let place = word & PLACE;
+        Ok(match (place, word & ZERO != 0) {
+            _ if word & PACKED != 0 => Slot::None { entry, reserved: None },
+            (0, _) => Slot::None { entry, reserved: None },
+            _ if word & COPIED == 0 || !self.is_whole(place) => Slot::Damaged,
+            _ if cache.metadata.contains(&(place >> head.cluster_bits)) => Slot::Damaged,
+            (_, true) => Slot::None { entry, reserved: Some(place) },
+            (_, false) => Slot::Here(place),
+        })
+    }
+
+    /// Whether there is a cluster at `place` of the file.
+    fn is_whole(&self, place: u64) -> bool {
+        let end = self.end.load(Ordering::SeqCst).next_multiple_of(self.head.cluster());
+        place.is_multiple_of(self.head.cluster()) && place + self.head.cluster() <= end
     }
 
     /// What `entries` say of the start of `range`, and of how much of it: the first of them is that of its first cluster. `None` where
@@ -339,7 +489,7 @@ impl Table {
     /// Bytes at `at` of the file, which are those at `start` of the disk. A cluster in which the file ends is filled up with zeroes, as
     /// QEMU has it; one behind its end is not there.
     fn stored(&self, at: u64, start: u64, len: ByteLen) -> Extent {
-        let (file_len, cluster) = (self.image.stored().0, self.head.cluster());
+        let (file_len, cluster) = (self.end.load(Ordering::SeqCst), self.head.cluster());
         if at < file_len {
             let len = len.min(ByteLen(file_len - at));
             return Extent::File { file: Arc::clone(self.image.file()), offset: ByteOffset(at), len };

@@ -84,15 +84,25 @@ pub enum Qcow2ErrorKind {
         "there are more than {0} backing files below it; make one of some (`qemu-img commit`, `qemu-img convert`)"
     )]
     Depth(usize),
-    /// It is to be written to.
-    #[error("a qcow2 image is not written to; insert it with --overlay, which takes what the host writes")]
-    ReadOnly,
+    /// It is to be written to, and nobody here knows how.
+    #[error(
+        "it cannot be written to, because {0}; insert it with --overlay, which takes what the host writes, or convert it \
+        (`qemu-img convert -O qcow2`)"
+    )]
+    NotWritable(&'static str),
     /// An overlay of ours that is not what it should be.
     #[error("it is an overlay: {0}")]
     Overlay(OverlayErrorKind),
     /// As of any other image.
     #[error("{0}")]
     Image(MediaErrorKind),
+}
+
+impl Qcow2Error {
+    /// Whether it could be opened if nobody wanted to write to it.
+    pub fn is_about_writing(&self) -> bool {
+        matches!(self.kind, Qcow2ErrorKind::NotWritable(_))
+    }
 }
 
 impl Qcow2ErrorKind {

@@ -1,7 +1,7 @@
 //! The header of a qcow2 file (QEMU's docs/interop/qcow2.rst), checked. Pure.
 //!
-//! Refcounts are not looked at: they say what may be written to, and nothing is. Nor are snapshots, which are other disks than the one
-//! that the header's L1 table is of.
+//! Snapshots are not looked at: they are other disks than the one that the header's L1 table is of. Who only reads has no use for
+//! refcounts; where they are is said for those who write.
 
 use super::error::Qcow2ErrorKind as Kind;
 
@@ -15,6 +15,11 @@ const CORRUPT: u64 = 1 << 1;
 const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
+
+/// 16 bits a refcount, as QEMU makes them.
+const REFCOUNT_ORDER: u64 = 4;
+/// Of a refcount table, as in QEMU.
+const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 
 const CLUSTER_BITS_MIN: u32 = 9;
 const CLUSTER_BITS_MAX: u32 = 21;
@@ -46,6 +51,8 @@ pub(super) struct Head {
     pub(super) zeroes: bool,
     pub(super) packing: Packing,
     pub(super) backing: Option<Backing>,
+    /// Where the refcount table is, and its bytes; or why nothing may be written.
+    pub(super) refcounts: Result<(u64, u64), &'static str>,
 }
 
 /// What a header says of the image below.
@@ -101,6 +108,7 @@ impl Head {
             zeroes: version == 3,
             packing,
             backing: backing(bytes, header_len, 1 << cluster_bits)?,
+            refcounts: refcounts(bytes, version, features, cluster_bits),
         };
         head.check_l1(number(bytes, 36, 4))?;
         Ok(head)
@@ -168,6 +176,26 @@ fn check_features(features: u64, compression: u64) -> Result<Packing, Kind> {
         0 => Ok(Packing::Deflate),
         1 => Ok(Packing::Zstd),
         other => Err(Kind::Compression(u8::try_from(other).unwrap_or(u8::MAX))),
+    }
+}
+
+fn refcounts(
+    bytes: &[u8],
+    version: u32,
+    features: u64,
+    cluster_bits: u32,
+) -> Result<(u64, u64), &'static str> {
+    let (at, len) = (number(bytes, 48, 8), number(bytes, 56, 4) << cluster_bits);
+    let is_sound = at != 0 && at.is_multiple_of(1 << cluster_bits) && at < SIZE_MAX;
+    match version {
+        2 => Err("it is of version 2"),
+        _ if features & DIRTY != 0 => Err("its refcounts may be wrong"),
+        _ if features & EXTENDED_L2 != 0 => Err("it has extended L2 entries"),
+        _ if number(bytes, 60, 4) != 0 => Err("it has snapshots"),
+        _ if number(bytes, 88, 8) != 0 => Err("it has bitmaps, or the like"),
+        _ if number(bytes, 96, 4) != REFCOUNT_ORDER => Err("its refcounts are not of 16 bits"),
+        _ if !is_sound || len == 0 || len > REFCOUNT_TABLE_MAX => Err("its refcount table makes no sense"),
+        _ => Ok((at, len)),
     }
 }
 

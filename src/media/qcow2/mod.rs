@@ -1,30 +1,37 @@
-//! Disks in qcow2 files, with those that are below them, to be read.
+//! Disks in qcow2 files, with those that are below them.
 //!
 //! ```text
-//!   map ──► Chain::find ──► here: File{some file of the chain, place}, Zero
-//!                └──► its table is not in memory, or it is packed ──► Pending ──► worker brings it, wakes the drive
+//!   map        ──► Chain::find ──► here: File{some file of the chain, place}, Zero
+//!                       └──► its table is not in memory, or it is packed ──► Pending ──► worker brings it, wakes the drive
+//!   map_write  ──► Chain::place ──► here: File{the first file, place} ──► the ring writes
+//!                       └──► nowhere yet ──► Pending ──► worker finds a place, copies what is there already, wakes the drive
+//!   sync       Store::begin ──► worker: refcounts, sync, L1 and L2 entries, sync ──► wakes the drive ──► Store::next
 //! ```
-//! Opened by `control` and at the start, from threads that may block. [`Qcow2::map`] answers from memory; the worker is the only one that
-//! reads tables, a page at a time, and that expands clusters. Tables and what is expanded have a bounded place in memory (`chain`),
-//! whatever the file says. The files are open read-only, and locked against those who would write to them.
+//! Opened by `control` and at the start, from threads that may block. [`Qcow2::map`] and its like answer from memory; the worker is the
+//! only one that reads and writes tables, and that expands clusters. Tables and what is expanded have a bounded place in memory (`chain`),
+//! whatever the file says. Only the first file is ever written to, in an order that no cut makes unsound (`write`).
 
 mod chain;
 mod error;
 mod header;
 mod open;
 mod worker;
+mod write;
 
 use std::{fs::File, sync::Arc, thread::JoinHandle};
 
+use parking_lot::Mutex;
+
 use self::{
-    chain::{Chain, Found, Layer},
-    worker::Bell,
+    chain::{Chain, Found, Layer, Need, Slot},
+    worker::{Bell, Want},
+    write::Writer,
 };
 pub use self::{
     error::{Qcow2Error, Qcow2ErrorKind},
     open::{Container, Manner},
 };
-use super::{Extent, FaultKind, Identity, Image, Medium, Residence, Standing, Waker, Watch};
+use super::{Extent, FaultKind, Identity, Image, Medium, Residence, Standing, Store, Waker, Watch};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
 /// The disk in a qcow2 file. Dropped, it lets its files go at once, unless its worker is at work, which then does.
@@ -42,6 +49,8 @@ struct Shared {
     len: ByteLen,
     block_size: BlockSize,
     bell: Bell,
+    /// Of one that may be written to.
+    writer: Option<Mutex<Writer>>,
 }
 
 impl Shared {
@@ -64,13 +73,47 @@ impl Shared {
                 let range = range.split_at(stored).0;
                 match self.chain.find(range).0 {
                     Found::Here(extent) => extent,
-                    Found::Missing(need) => match self.bell.want(range, need) {
+                    Found::Missing(need) => match self.bell.want(Want::Bytes(range), need) {
                         Ok(()) => Extent::Pending { len: range.len() },
                         Err(kind) => Extent::Fault { kind, len: range.len() },
                     },
                 }
             }
         }
+    }
+
+    fn map_write(&self, range: ByteRange) -> Extent {
+        let len = range.len();
+        if range.is_empty() {
+            return Extent::Zero { len };
+        }
+        if len > self.left(range.start()) {
+            return Extent::Fault { kind: FaultKind::OutOfRange, len };
+        }
+        let (need, len) = match (self.chain.place(range), self.images().next()) {
+            (Ok((Slot::Here(at), len)), Some(image)) => {
+                return Extent::File { file: Arc::clone(image.file()), offset: ByteOffset(at), len };
+            }
+            (Ok((Slot::Damaged, len)), _) => return Extent::Fault { kind: FaultKind::Damaged, len },
+            (Ok((_, len)), _) => (self.first_place(range), len),
+            (Err(need), _) => (need, len),
+        };
+        match self.bell.want(Want::Places(range), need) {
+            Ok(()) => Extent::Pending { len },
+            Err(kind) => Extent::Fault { kind, len },
+        }
+    }
+
+    fn first_place(&self, range: ByteRange) -> Need {
+        let bits = match self.chain.layers.first() {
+            Some(Layer::Qcow2(table)) => table.head.cluster_bits,
+            _ => 0,
+        };
+        Need::Place { cluster: range.start().0 >> bits }
+    }
+
+    fn name(&self) -> String {
+        self.images().next().map(Image::name).unwrap_or_default()
     }
 
     fn images(&self) -> impl Iterator<Item = &Image> {
@@ -86,7 +129,7 @@ impl Qcow2 {
 
 impl Medium for Qcow2 {
     fn name(&self) -> String {
-        self.top().map(Image::name).unwrap_or_default()
+        self.shared.name()
     }
 
     fn block_size(&self) -> BlockSize {
@@ -109,8 +152,12 @@ impl Medium for Qcow2 {
         self.shared.bell.set_waker(waker);
     }
 
+    fn map_write(&self, range: ByteRange) -> Extent {
+        self.shared.map_write(range)
+    }
+
     fn writable(&self) -> bool {
-        false
+        self.shared.writer.is_some()
     }
 
     fn residence(&self) -> Residence {
@@ -151,7 +198,11 @@ impl Medium for Qcow2 {
     }
 
     fn file_for_sync(&self) -> Option<&Arc<File>> {
-        None
+        self.top().filter(|_| self.writable()).map(Image::file)
+    }
+
+    fn own_store(&self) -> Option<&dyn Store> {
+        self.writable().then_some(&self.shared.bell)
     }
 }
 

@@ -15,13 +15,16 @@ use std::{
     sync::Arc,
 };
 
+use parking_lot::Mutex;
+
 use super::{
-    super::{Access, Image, Medium, overlay::offline},
+    super::{Access, Image, MediaErrorKind, Medium, overlay::offline},
     Qcow2, Shared,
     chain::{Chain, Layer, Table},
     error::{Qcow2Error, Qcow2ErrorKind as Kind},
     header::{Backing, Head, LEN_MAX, MAGIC},
     worker::{self, Bell, read_at},
+    write::{Disk, Writer},
 };
 use crate::units::{BlockSize, ByteLen};
 
@@ -95,12 +98,9 @@ impl Qcow2 {
         if let Container::Other(name) = container {
             return Err(Kind::Container(name).at(path, None));
         }
-        if access == Access::ReadWrite {
-            return Err(Kind::ReadOnly.at(path, None));
-        }
-        let image = open_settled(path, runtime_dir)?;
+        let image = open_settled(path, access, runtime_dir)?;
         let place = Some((path.parent().unwrap_or(Path::new("/")), runtime_dir));
-        Self::with(image, path, place, manner, block_size)
+        Self::with(image, path, place, manner, block_size, plain)
     }
 
     /// The same of a descriptor that somebody passed.
@@ -116,35 +116,54 @@ impl Qcow2 {
         if let Container::Other(kind) = container {
             return Err(Kind::Container(kind).at(&name, None));
         }
-        if access == Access::ReadWrite {
-            return Err(Kind::ReadOnly.at(&name, None));
-        }
-        let image = Image::from_fd(fd, name.clone(), Access::ReadOnly, BlockSize::B512)?;
-        Self::with(image, &name, None, Manner { raw: false, backing: true }, block_size)
+        let image = Image::from_fd(fd, name.clone(), access, BlockSize::B512)?;
+        Self::with(image, &name, None, Manner { raw: false, backing: true }, block_size, plain)
     }
 
-    fn with(
+    pub(super) fn with(
         image: Image,
         path: &Path,
         place: Option<(&Path, &Path)>,
         manner: Manner,
         block_size: BlockSize,
+        disk: impl FnOnce(&Arc<File>) -> Box<dyn Disk>,
     ) -> Result<Self, Qcow2Error> {
-        let layers = layers(image, path, place, manner)?;
-        let stored = match layers.first() {
-            Some(Layer::Qcow2(table)) => ByteLen(table.head.size),
-            _ => return Err(Kind::Damaged("header").at(path, None)),
+        let chain = Chain::new(layers(image, path, place, manner)?);
+        let Some(Layer::Qcow2(table)) = chain.layers.first() else {
+            return Err(Kind::Damaged("header").at(path, None));
         };
-        let len = ByteLen(stored.0.next_multiple_of(u64::from(block_size.bytes())));
-        let (chain, bell) = (Chain::new(layers), Bell::default());
-        let shared = Arc::new(Shared { chain, stored, len, block_size, bell });
+        let (stored, block_bytes) = (ByteLen(table.head.size), block_size.bytes());
+        let len = ByteLen(stored.0.next_multiple_of(u64::from(block_bytes)));
+        let writer = match table.image.access() {
+            Access::ReadOnly => None,
+            Access::ReadWrite if stored != len => {
+                let kind = MediaErrorKind::PartialBlock { len: stored.0, block_size: block_bytes };
+                return Err(Kind::Image(kind).at(path, None));
+            }
+            Access::ReadWrite => Some(Mutex::new(writer(table, &chain, path, disk(table.image.file()))?)),
+        };
+        let shared = Arc::new(Shared { chain, stored, len, block_size, bell: Bell::default(), writer });
         let worker = worker::start(&shared).map_err(|error| image_error(path, error))?;
         Ok(Self { shared, worker: Some(worker) })
     }
 }
 
+fn plain(file: &Arc<File>) -> Box<dyn Disk> {
+    Box::new(Arc::clone(file))
+}
+
+fn writer(table: &Table, chain: &Chain, path: &Path, disk: Box<dyn Disk>) -> Result<Writer, Qcow2Error> {
+    let mut tables = Vec::new();
+    check_l1(&table.image, &table.head, path, |l2| tables.push(l2))?;
+    match Writer::new(disk, &table.head, (table.image.stored().0, tables), chain) {
+        Ok(Ok(writer)) => Ok(writer),
+        Ok(Err(obstacle)) => Err(Kind::NotWritable(obstacle).at(path, None)),
+        Err(error) => Err(image_error(path, error)),
+    }
+}
+
 fn image_error(path: &Path, error: io::Error) -> Qcow2Error {
-    Kind::Image(super::super::MediaErrorKind::Storage).at(path, Some(error))
+    Kind::Image(MediaErrorKind::Storage).at(path, Some(error))
 }
 
 /// An image, and all below it.
@@ -159,7 +178,7 @@ fn layers(
     loop {
         let head = head(&image, &path)?;
         let backing = head.backing.clone();
-        layers.push(Layer::Qcow2(Table { image, head }));
+        layers.push(Layer::Qcow2(Table { end: image.stored().0.into(), image, head }));
         let Some(backing) = backing else { return Ok(layers) };
         let shown = String::from_utf8_lossy(&backing.name).into_owned();
         if !manner.backing {
@@ -181,7 +200,7 @@ fn layers(
             layers.push(Layer::Raw(Image::open(&below, Access::ReadOnly, BlockSize::B512)?));
             return Ok(layers);
         }
-        image = open_settled(&below, runtime_dir)?;
+        image = open_settled(&below, Access::ReadOnly, runtime_dir)?;
         let identity = image.identity();
         let is_same = |layer: &Layer| {
             let above = layer.image().identity();
@@ -212,13 +231,13 @@ fn below(folder: &Path, name: &[u8]) -> Option<PathBuf> {
 }
 
 /// An overlay of ours may have to be put in order first.
-fn open_settled(path: &Path, runtime_dir: &Path) -> Result<Image, Qcow2Error> {
+fn open_settled(path: &Path, access: Access, runtime_dir: &Path) -> Result<Image, Qcow2Error> {
     let settled = offline::settle(path, runtime_dir);
     settled.map_err(|error| Kind::Overlay(error.kind).at(path, error.source))?;
-    Ok(Image::open(path, Access::ReadOnly, BlockSize::B512)?)
+    Ok(Image::open_container(path, access)?)
 }
 
-/// The header, and that there is what the L1 table speaks of.
+/// The header, of which as much is checked as can be at once.
 fn head(image: &Image, path: &Path) -> Result<Head, Qcow2Error> {
     let fail = |error| image_error(path, error);
     let mut bytes = vec![0; LEN_MAX];
@@ -228,6 +247,13 @@ fn head(image: &Image, path: &Path) -> Result<Head, Qcow2Error> {
         return Err(Kind::Damaged("header").at(path, None));
     }
     let head = Head::parse(bytes).map_err(|kind| kind.at(path, None))?;
+    check_l1(image, &head, path, |_| {})?;
+    Ok(head)
+}
+
+/// That there is what the L1 table speaks of: calls `see` with the places of L2 tables.
+fn check_l1(image: &Image, head: &Head, path: &Path, mut see: impl FnMut(u64)) -> Result<(), Qcow2Error> {
+    let fail = |error| image_error(path, error);
     let (file_len, end) = (image.stored().0, head.l1_at + head.l1_entries() * 8);
     if end > file_len {
         return Err(Kind::Truncated.at(path, None));
@@ -245,7 +271,10 @@ fn head(image: &Image, path: &Path) -> Result<Head, Qcow2Error> {
             if l2 >= file_len {
                 return Err(Kind::Truncated.at(path, None));
             }
+            if l2 != 0 {
+                see(l2);
+            }
         }
     }
-    Ok(head)
+    Ok(())
 }

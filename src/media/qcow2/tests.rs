@@ -1,9 +1,10 @@
 //! Files that qemu-img has made, with qemu-img as the judge of what is in them, and files that nobody should have made.
 
 mod hostile;
+mod writing;
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::{FileExt, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -401,17 +402,31 @@ fn overlay(bench: &Bench, base: &str, place: &str) -> Overlay {
 }
 
 /// As the drive does, and in whole blocks.
-fn write<M: Medium>(reader: &Reader<M>, at: u64, bytes: &[u8]) {
-    let range = ByteRange::new(ByteOffset(at), ByteLen::from(bytes.len())).unwrap();
-    loop {
+fn write<M: Medium>(reader: &Reader<M>, at: u64, mut bytes: &[u8]) {
+    let mut range = ByteRange::new(ByteOffset(at), ByteLen::from(bytes.len())).unwrap();
+    while !range.is_empty() {
         match reader.medium.map_write(range) {
-            Extent::File { file, offset, .. } => {
-                file.write_all_at(bytes, offset.0).unwrap();
-                assert_eq!(reader.medium.written(range), Ok(range.len()));
-                return;
+            Extent::File { file, offset, len } => {
+                let (here, rest) = bytes.split_at(len.to_usize());
+                file.write_all_at(here, offset.0).unwrap();
+                assert_eq!(reader.medium.written(range.split_at(len).0), Ok(len));
+                (range, bytes) = (range.split_at(len).1, rest);
             }
             Extent::Pending { .. } => drop(reader.woken.recv_timeout(Duration::from_secs(20))),
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// As the drive does for SYNCHRONIZE CACHE.
+fn store<M: Medium>(reader: &Reader<M>) {
+    let store = reader.medium.own_store().unwrap();
+    store.begin(7);
+    loop {
+        match store.next() {
+            Some((7, result)) => return result.unwrap(),
+            Some(_) => panic!("a ticket that nobody has"),
+            None => drop(reader.woken.recv_timeout(Duration::from_secs(20))),
         }
     }
 }
@@ -436,8 +451,7 @@ fn an_overlay_over_a_qcow2_image_is_one_disk_with_it_for_us_and_for_qemu_img() {
         // It is in use: nobody may read it as an image.
         let refused = bench.try_open("overlay", true).unwrap_err();
         assert_eq!(refused.kind, Qcow2ErrorKind::Image(MediaErrorKind::InUse));
-        reader.medium.own_store().unwrap().begin(1);
-        let _ = reader.woken.recv_timeout(Duration::from_secs(20));
+        store(&reader);
     }
     assert!(fs::read(bench.path("base")).unwrap() == before, "the base has changed");
     must("qemu-img", &["check", "-q", &bench.text("overlay")]);
@@ -453,7 +467,10 @@ fn an_overlay_over_a_qcow2_image_is_one_disk_with_it_for_us_and_for_qemu_img() {
     crate::media::overlay::offline::discard(&from, &run).unwrap();
     bench.must_agree("overlay");
     // The way in which such an overlay is committed.
-    write(&Reader::new(overlay(&bench, "base", "overlay")), 0, &[9; 512]);
+    let reader = Reader::new(overlay(&bench, "base", "overlay"));
+    write(&reader, 0, &[9; 512]);
+    store(&reader);
+    drop(reader);
     must("qemu-img", &["commit", "-q", "-d", &bench.text("overlay")]);
     assert_eq!(bench.open("base").read(range_of(0, 512)).unwrap(), [9; 512]);
     let base = File::open(bench.path("base")).unwrap();
