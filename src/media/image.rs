@@ -132,6 +132,21 @@ impl Image {
         access: Access,
         block_size: BlockSize,
     ) -> Result<Self, MediaError> {
+        Self::from_fd_as(fd, name, access, block_size, true)
+    }
+
+    /// The same of a file of any length, as [`Image::open_container`].
+    pub(super) fn container_from_fd(fd: OwnedFd, name: PathBuf, access: Access) -> Result<Self, MediaError> {
+        Self::from_fd_as(fd, name, access, BlockSize::B512, false)
+    }
+
+    fn from_fd_as(
+        fd: OwnedFd,
+        name: PathBuf,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
+    ) -> Result<Self, MediaError> {
         let fail = |kind, source| MediaError { kind, op: MediaOp::Adopt, path: name.clone(), source };
         let passed = File::from(fd);
         let flags = fcntl(&passed, FcntlArg::F_GETFL)
@@ -155,7 +170,7 @@ impl Image {
             }
             ours => ours.unwrap_or(passed),
         };
-        Self::finish(file, name, access, block_size, true)
+        Self::finish(file, name, access, block_size, is_disk)
     }
 
     fn finish(

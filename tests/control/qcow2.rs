@@ -33,11 +33,7 @@ fn the_disk_in_a_qcow2_file_is_inserted_with_what_is_below_it_if_that_is_allowed
     peer.ask(&request(1, "set", &json!({"drive": "flash", "rw": true})));
     let rw = |options: &[&str]| {
         let said = fake.says(&[&["--json", "insert", "flash", "image"], options].concat());
-        assert!(
-            said.contains("\"bytes\":3145728")
-                && said.contains("/image\"") == !options.contains(&"--send-fd"),
-            "{said}"
-        );
+        assert!(said.contains("\"bytes\":3145728"), "{said}");
         fake.says(&["eject", "flash"]);
         said.contains("\"rw\":true")
     };

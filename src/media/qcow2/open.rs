@@ -116,7 +116,7 @@ impl Qcow2 {
         if let Container::Other(kind) = container {
             return Err(Kind::Container(kind).at(&name, None));
         }
-        let image = Image::from_fd(fd, name.clone(), access, BlockSize::B512)?;
+        let image = Image::container_from_fd(fd, name.clone(), access)?;
         Self::with(image, &name, None, Manner { raw: false, backing: true }, block_size, plain)
     }
 
