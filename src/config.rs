@@ -28,6 +28,7 @@ use crate::{
     gadget::{EngineKind, Speed},
     media::{
         overlay::Place,
+        qcow2::Manner,
         url::{CacheOptions, Secret},
     },
     schedule::Schedule,
@@ -147,6 +148,8 @@ pub struct Drive {
     pub rw: bool,
     /// Where the host's writes go, if not into the image.
     pub overlay: Option<Place>,
+    /// How the image's file is taken.
+    pub manner: Manner,
     /// Bytes in a block while it is a disk: 512 or 4096.
     pub block_size: BlockSize,
     /// How long an operation on the image may take before its command is given up: 1 to 25 seconds.

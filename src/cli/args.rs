@@ -160,6 +160,8 @@ Examples:
     ringdrive insert flash golden.img --overlay test-1.qcow2
   The same, and what was written is gone with the eject:
     ringdrive insert flash golden.img --overlay tmp
+  A disk in a qcow2 file, with the one below it that it names:
+    ringdrive insert flash vm.qcow2 --backing
   With a password or token, from a file that only the daemon's user may read:
     ringdrive insert cd https://files.example/private.iso --credentials /etc/ringdrive/credentials
 
@@ -185,6 +187,12 @@ pub(super) struct Insert {
     /// that is there is gone on with.
     #[arg(long, value_name = "FILE|tmp", value_hint = clap::ValueHint::FilePath, conflicts_with_all = ["ro", "send_fd"])]
     pub(super) overlay: Option<PathBuf>,
+    /// Read the backing files, too, that a qcow2 image names: whoever made it chose which files of this machine those are.
+    #[arg(long, conflicts_with_all = ["raw", "send_fd"])]
+    pub(super) backing: bool,
+    /// Show the host the bytes of the file as they are, also of one that is compressed, a qcow2 file, or the like.
+    #[arg(long)]
+    pub(super) raw: bool,
     /// Refuse unless the drive is of this kind.
     #[arg(long, value_parser = ["optical", "disk"])]
     pub(super) kind: Option<String>,

@@ -127,7 +127,9 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             let (method, params, file) = request(command)?;
             let file = file.as_ref().map(AsFd::as_fd);
             let result = match command {
-                Command::Insert(insert) if insert.url.download || Expander::is_compressed(&insert.file) => {
+                Command::Insert(insert)
+                    if insert.url.download || !insert.raw && Expander::is_compressed(&insert.file) =>
+                {
                     download::run(arguments, "insert", &params)?
                 }
                 _ => connect(arguments)?.call(method, &params, file)?,
@@ -210,6 +212,7 @@ fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     if let Some(kind) = &insert.kind {
         params.insert("kind".to_owned(), json!(kind));
     }
+    params.extend(manner(insert));
     if let Some(overlay) = &insert.overlay {
         let tmp = Path::new("tmp");
         let path =
@@ -228,6 +231,12 @@ fn image(insert: &args::Insert) -> Result<(Value, Option<File>), Failure> {
     Ok((Value::Object(params), Some(file)))
 }
 
+/// The parameters of `insert` that say how its file is to be taken.
+fn manner(insert: &args::Insert) -> impl Iterator<Item = (String, Value)> {
+    let all = [("raw", insert.raw), ("backing", insert.backing)];
+    all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| (key.to_owned(), json!(true)))
+}
+
 /// The parameters of `insert` for an image behind a URL.
 fn url_params(insert: &args::Insert, url: &str) -> Result<Value, Failure> {
     let mut params = Map::from_iter([("url".to_owned(), json!(url))]);
@@ -237,6 +246,7 @@ fn url_params(insert: &args::Insert, url: &str) -> Result<Value, Failure> {
     let args::Url { sha256, sha256sums, keep, download, credentials } = &insert.url;
     let text = |key: &str, value: &Option<String>| value.as_ref().map(|value| (key.to_owned(), json!(value)));
     params.extend(text("kind", &insert.kind));
+    params.extend(manner(insert));
     params.extend(text("sha256", sha256));
     if let Some(path) = credentials {
         let open_error = |source| Failure::Open { path: path.display().to_string(), source };

@@ -12,6 +12,7 @@ use super::{ConfigError, Drive, SERIAL_LEN_MAX, Source, StartImage};
 use crate::{
     media::{
         overlay::Place,
+        qcow2::Manner,
         url::{Secret, check, is_url},
     },
     scsi::Kind,
@@ -34,6 +35,8 @@ pub(super) struct RawDrive {
     image: Option<Spanned<String>>,
     rw: Option<Spanned<bool>>,
     overlay: Option<Spanned<String>>,
+    backing: Option<bool>,
+    raw: Option<bool>,
     block_size: Option<Spanned<u32>>,
     deadline_ms: Option<Spanned<u64>>,
     vendor: Option<Spanned<String>>,
@@ -51,6 +54,7 @@ impl Drive {
             image: None,
             rw: false,
             overlay: None,
+            manner: Manner::default(),
             block_size: BlockSize::B512,
             deadline: DEADLINE_DEFAULT,
             vendor: VENDOR_DEFAULT.to_owned(),
@@ -101,6 +105,7 @@ impl RawDrive {
             image: self.image.map(|value| image(value, source)).transpose()?,
             rw: self.rw.is_some_and(Spanned::into_inner),
             overlay,
+            manner: Manner { raw: self.raw.unwrap_or(false), backing: self.backing.unwrap_or(false) },
             block_size,
             deadline,
             vendor: inquiry(self.vendor, "vendor", 8, VENDOR_DEFAULT)?,

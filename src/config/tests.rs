@@ -264,6 +264,16 @@ fn an_overlay_is_of_a_disk_with_an_image() {
 }
 
 #[test]
+fn how_an_image_is_taken_is_said_with_it() {
+    use crate::media::qcow2::Manner;
+    let with = |rest: &str| Config::parse(&with_drive(rest), "a").unwrap().functions[0].drives[0].manner;
+    let disk = "kind = 'disk'\nimage = '/a'\n";
+    assert_eq!(with(disk), Manner { raw: false, backing: false });
+    assert_eq!(with(&format!("{disk}backing = true")), Manner { raw: false, backing: true });
+    assert_eq!(with(&format!("{disk}raw = true")), Manner { raw: true, backing: false });
+}
+
+#[test]
 fn a_writable_cd_is_refused_and_a_writable_disk_is_not() {
     check_refusal(
         &with_drive("kind = 'optical'\nrw = true"),

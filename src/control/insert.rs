@@ -1,6 +1,7 @@
 //! Inserting: the one request that may block, because opening a file on a server that is gone does. Runs on a thread of its
 //! own, whose number is bounded; the server's thread and the functions' threads never wait for it.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,8 +19,9 @@ use super::source::UrlSource;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, Refusal, ReplyTo, Request};
 use crate::media::compressed::{Expander, OpenError};
 use crate::media::overlay::{Overlays, Place};
+use crate::media::qcow2::{Container, Manner, Qcow2, Qcow2Error};
 use crate::media::url::{Cache, Report, Reporter, UrlOptions, shown};
-use crate::media::{Access, Image, MediaError, Medium};
+use crate::media::{Access, Image, Medium};
 use crate::scsi::Kind;
 use crate::units::BlockSize;
 
@@ -57,8 +59,10 @@ pub(super) struct Insert {
     pub(super) source: Source,
     pub(super) kind: Option<Kind>,
     pub(super) rw: Option<bool>,
-    pub(super) overlay: Option<(Place, Arc<Overlays>)>,
+    pub(super) overlay: Option<Place>,
+    pub(super) overlays: Option<Arc<Overlays>>,
     pub(super) expander: Option<Arc<Expander>>,
+    pub(super) manner: Manner,
 }
 
 /// An image that is not opened yet.
@@ -70,6 +74,15 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// What it is, if it is a file that holds a disk and is none.
+    fn container(&self) -> Option<Container> {
+        match self {
+            Self::Path(path) => Container::at(Path::new(path)),
+            Self::Descriptor { descriptor, .. } => Container::of(&File::from(descriptor.try_clone().ok()?)),
+            Self::Url { .. } => None,
+        }
+    }
+
     /// Joins what the request says with the descriptors that came with it.
     pub(super) fn new(
         source: ImageSource,
@@ -111,24 +124,8 @@ fn no_descriptor() -> Failure {
 impl Insert {
     /// Opens the image and hands it to the function; may block for as long as a file server does.
     pub(super) fn run(self, pending: Pending) {
-        let Self { function, drive, lun, source, kind, rw, overlay, expander } = self;
-        let opened = current_state(&function, lun).and_then(|state| {
-            let rw = if overlay.is_some() { Some(true) } else { rw };
-            let (access, block_size) = (check(&state, kind, rw)?, state.block_size);
-            match source {
-                Source::Path(path) if let Some((place, overlays)) = &overlay => {
-                    overlay::open(overlays, Path::new(&path), place, block_size)
-                }
-                Source::Path(path) if let Some(expander) = &expander => {
-                    open_path(&state, path, rw, (access, block_size), expander, &pending)
-                }
-                Source::Path(path) => boxed(Image::open(Path::new(&path), access, block_size)),
-                Source::Descriptor { descriptor, name } => {
-                    boxed(Image::from_fd(descriptor, name.into(), access, block_size))
-                }
-                Source::Url { source, cache } => open_url(&state, source, &cache, rw, &pending),
-            }
-        });
+        let (function, drive, lun) = (self.function.clone(), self.drive, self.lun);
+        let opened = current_state(&function, lun).and_then(|state| self.open(&state, &pending));
         match opened {
             Err(failure) => pending.answer(Err(failure)),
             // An image that appears long after its client gave up would surprise somebody.
@@ -145,6 +142,57 @@ impl Insert {
             }),
         }
     }
+}
+
+impl Insert {
+    fn open(self, state: &DriveState, pending: &Pending) -> Result<Box<dyn Medium>, Failure> {
+        let Self { source, kind, overlay, overlays, expander, manner, .. } = self;
+        let rw = if overlay.is_some() { Some(true) } else { self.rw };
+        let (access, block_size) = (check(state, kind, rw)?, state.block_size);
+        let container = overlays.as_ref().filter(|_| !manner.raw).and_then(|_| source.container());
+        let how = (access, block_size);
+        match (source, overlays, container) {
+            (Source::Path(path), Some(overlays), _) if let Some(place) = &overlay => {
+                overlay::open(&overlays, Path::new(&path), place, block_size, manner)
+            }
+            (Source::Path(path), Some(overlays), Some(container)) => {
+                open_qcow2(Path::new(&path), container, how, rw, manner, &overlays)
+            }
+            (Source::Descriptor { descriptor, name }, _, Some(container)) => {
+                let how = (read_only_if(true, access, rw), block_size);
+                boxed(Qcow2::from_fd(descriptor, name.into(), container, how))
+            }
+            (Source::Path(path), ..) if let Some(expander) = expander.filter(|_| !manner.raw) => {
+                open_path(state, path, rw, how, &expander, pending)
+            }
+            (Source::Path(path), ..) => boxed(Image::open(Path::new(&path), access, block_size)),
+            (Source::Descriptor { descriptor, name }, ..) => {
+                boxed(Image::from_fd(descriptor, name.into(), access, block_size))
+            }
+            (Source::Url { source, cache }, ..) => open_url(state, source, &cache, rw, pending),
+        }
+    }
+}
+
+/// One that cannot be written to is read-only also in a drive whose images are writable, unless somebody asks for more.
+fn open_qcow2(
+    path: &Path,
+    container: Container,
+    (access, block_size): (Access, BlockSize),
+    rw: Option<bool>,
+    manner: Manner,
+    overlays: &Overlays,
+) -> Result<Box<dyn Medium>, Failure> {
+    let open = |access| Qcow2::open(path, container, (access, block_size), manner, overlays.runtime_dir());
+    boxed(match open(access) {
+        Err(error) if rw != Some(true) && error.is_about_writing() => open(Access::ReadOnly),
+        opened => opened,
+    })
+}
+
+/// What is never written to is read-only also in a drive whose images are writable, unless somebody asks for more.
+fn read_only_if(never: bool, access: Access, rw: Option<bool>) -> Access {
+    if never && rw != Some(true) { Access::ReadOnly } else { access }
 }
 
 pub(super) fn current_state(function: &Handle, lun: u8) -> Result<DriveState, Failure> {
@@ -182,14 +230,22 @@ fn check(state: &DriveState, kind: Option<Kind>, rw: Option<bool>) -> Result<Acc
     }
 }
 
-fn boxed(opened: Result<Image, MediaError>) -> Result<Box<dyn Medium>, Failure> {
+fn boxed<E>(opened: Result<impl Medium + 'static, E>) -> Result<Box<dyn Medium>, Failure>
+where
+    for<'a> Failure: From<&'a E>,
+{
     match opened {
         Ok(image) => Ok(Box::new(image)),
         Err(error) => Err(Failure::from(&error)),
     }
 }
 
-/// A compressed image is read-only, also in a drive whose images are writable by default.
+impl From<&Qcow2Error> for Failure {
+    fn from(error: &Qcow2Error) -> Self {
+        Self::from_message(ErrorKind::Image, &with_sources(error))
+    }
+}
+
 fn open_path(
     state: &DriveState,
     path: String,
@@ -198,8 +254,7 @@ fn open_path(
     expander: &Expander,
     pending: &Pending,
 ) -> Result<Box<dyn Medium>, Failure> {
-    let is_compressed = Expander::is_compressed(Path::new(&path));
-    let access = if is_compressed && rw != Some(true) { Access::ReadOnly } else { access };
+    let access = read_only_if(Expander::is_compressed(Path::new(&path)), access, rw);
     let (events, drive, mut report_at) = (pending.events(), state.drive, Instant::now());
     let name = path.clone();
     let mut progress = |here, total| {

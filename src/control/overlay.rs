@@ -20,7 +20,10 @@ use super::inbox::{Pending, Reply};
 use super::insert::current_state;
 use crate::drive::{DriveIndex, DriveState, Event, Handle, ImageState, Refusal, ReplyTo, Request};
 use crate::media::compressed::{ExpandErrorKind, Expander};
-use crate::media::overlay::{Held, OverlayError, OverlayState, Overlays, Place, offline};
+use crate::media::overlay::{
+    Base, Held, OverlayError, OverlayErrorKind, OverlayState, Overlays, Place, offline,
+};
+use crate::media::qcow2::{Container, Manner, Qcow2};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::units::BlockSize;
 
@@ -57,13 +60,24 @@ pub(super) fn open(
     path: &Path,
     place: &Place,
     block_size: BlockSize,
+    manner: Manner,
 ) -> Result<Box<dyn Medium>, Failure> {
-    if Expander::is_compressed(path) {
+    if !manner.raw && Expander::is_compressed(path) {
         let error = ExpandErrorKind::ReadOnly.to_string();
         return Err(Failure::from_message(ErrorKind::Overlay, &error));
     }
-    let base = Image::open(path, Access::ReadOnly, block_size).map_err(|error| Failure::from(&error))?;
-    match overlays.open(Box::new(base), path, place) {
+    let how = (Access::ReadOnly, block_size);
+    let base: Base = match Container::at(path).filter(|_| !manner.raw) {
+        Some(container) => {
+            let opened = Qcow2::open(path, container, how, manner, overlays.runtime_dir());
+            Box::new(opened.map_err(|error| Failure::from(&error))?)
+        }
+        None => {
+            let opened = Image::open(path, Access::ReadOnly, block_size);
+            Box::new(opened.map_err(|error| Failure::from(&error))?)
+        }
+    };
+    match overlays.open(base, path, place) {
         Ok(overlay) => Ok(Box::new(overlay)),
         Err(error) => Err(Failure::from(&error)),
     }
@@ -97,6 +111,7 @@ impl Act {
         };
         let overlay = image.overlay.clone().ok_or_else(none)?;
         let held = self.overlays.hold(Path::new(&overlay.file)).ok_or_else(none)?;
+        let over_qcow2 = held.over_qcow2();
         let again = match &self.action {
             Action::Export(to) => {
                 self.export(&state, &held, to, pending)?;
@@ -115,7 +130,7 @@ impl Act {
             again.clone()?;
         }
         // Also what could not be done leaves the drive as it was, where that goes.
-        let inserted = self.insert_again(&state, &image, &overlay);
+        let inserted = self.insert_again(&state, &image, &overlay, over_qcow2);
         again?;
         Ok(json!({"drive": self.drive, "image": inserted?}))
     }
@@ -137,6 +152,9 @@ impl Act {
     /// Goes on when nobody waits for it any more: half a commit is of no use.
     fn commit(&self, held: Held, overlay: &OverlayState, pending: &Pending) -> Result<(), Failure> {
         let path = Path::new(&overlay.file);
+        if held.over_qcow2() {
+            return Err(Failure::from_message(ErrorKind::Overlay, &OverlayErrorKind::OverQcow2.to_string()));
+        }
         held.keep(true);
         let ejected = self.take_out(|lun, force, reply| Request::Eject { lun, force, reply });
         if ejected.is_err() {
@@ -182,6 +200,7 @@ impl Act {
         state: &DriveState,
         image: &ImageState,
         overlay: &OverlayState,
+        over_qcow2: bool,
     ) -> Result<ImageState, Failure> {
         let place = match overlay.temporary {
             true => Place::Temporary,
@@ -192,7 +211,9 @@ impl Act {
         if let Some(image) = now.image {
             return Ok(image);
         }
-        let image = open(&self.overlays, Path::new(&image.name), &place, state.block_size)?;
+        // As it was when it was inserted.
+        let manner = Manner { raw: !over_qcow2, backing: over_qcow2 };
+        let image = open(&self.overlays, Path::new(&image.name), &place, state.block_size, manner)?;
         self.ask(|reply| Request::Insert { lun: self.lun, image, reply })
     }
 

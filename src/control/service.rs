@@ -191,8 +191,10 @@ impl Service {
     }
 
     fn insert(&self, params: InsertParams, descriptors: Vec<OwnedFd>) -> Result<(Insert, Permit), Failure> {
-        let overlay =
-            params.overlay()?.map(|place| Ok::<_, Failure>((place, self.overlays()?))).transpose()?;
+        let (overlay, manner) = (params.overlay()?, params.manner());
+        if overlay.is_some() {
+            self.overlays()?;
+        }
         let source = Source::new(params.source()?, descriptors, self.daemon.cache())?;
         let (drive, place) = self.unlocked(&params.drive, params.key.as_deref())?;
         let InsertParams { kind, rw, .. } = params;
@@ -205,7 +207,9 @@ impl Service {
             kind,
             rw,
             overlay,
+            overlays: self.daemon.overlays().cloned(),
             expander,
+            manner,
         };
         Ok((insert, self.permit()?))
     }

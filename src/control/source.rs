@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::failure::{ErrorKind, Failure};
 use super::protocol::DriveRef;
 use crate::media::overlay::Place;
+use crate::media::qcow2::Manner;
 use crate::media::url::{Checksum, Digest, Secret, URL_BYTES_MAX};
 use crate::scsi::Kind;
 
@@ -34,6 +35,10 @@ pub(super) struct InsertParams {
     pub(super) kind: Option<Kind>,
     pub(super) rw: Option<bool>,
     overlay: Option<String>,
+    #[serde(default)]
+    raw: bool,
+    #[serde(default)]
+    backing: bool,
     pub(super) key: Option<String>,
 }
 
@@ -63,7 +68,12 @@ impl InsertParams {
     /// Exactly one source.
     pub(super) fn source(&self) -> Result<ImageSource, Failure> {
         if let Some(url) = &self.url {
-            return self.url_source(url).map(ImageSource::Url);
+            return match self.raw || self.backing {
+                true => Err(Failure::params(
+                    "`raw` and `backing` go with a file, and an image behind a URL is raw",
+                )),
+                false => self.url_source(url).map(ImageSource::Url),
+            };
         }
         if self.sha256.is_some()
             || self.sha256sums
@@ -90,6 +100,11 @@ impl InsertParams {
                 Ok(ImageSource::Descriptor { name: name.as_deref().unwrap_or("descriptor").to_owned() })
             }
         }
+    }
+
+    /// How its file is to be taken.
+    pub(super) fn manner(&self) -> Manner {
+        Manner { raw: self.raw, backing: self.backing }
     }
 
     /// Where the host's writes are to go, if not into the image.

@@ -317,7 +317,6 @@ impl Compound {
     fn write(&mut self, image: &dyn Medium, mover: &mut impl Mover) -> Option<()> {
         let piece = self.ahead.split_at(self.have.into()).0;
         let here = piece.split_at(self.stored.into()).1;
-        let part = self.stored..piece.len().to_usize();
         let durable = match self.op {
             Op::WriteAndVerify(_) => true,
             Op::CompareAndWrite { fua, .. } => fua,
@@ -329,14 +328,16 @@ impl Compound {
             return None;
         }
         match (extent, self.host.take()) {
-            (Extent::File { file, offset, len: mapped }, Some(buf)) if mapped == here.len() => {
+            // The rest of it may be elsewhere.
+            (Extent::File { file, offset, len }, Some(buf)) if image.writable() && len.0 > 0 => {
+                let part = self.stored..self.stored + len.to_usize();
                 match mover.write(&file, offset, buf, part, durable, OpTag(0)) {
                     Ok(()) => self.waiting = true,
                     Err(_) => self.fail(FaultKind::Interrupted, Way::Write),
                 }
             }
             (Extent::Fault { kind, .. }, _) => self.fail(kind, Way::Write),
-            // A writable image is one extent; scsi let no write through to any other.
+            // Scsi let no write through to any other.
             (_, _) => self.fail(FaultKind::ReadOnly, Way::Write),
         }
         Some(())

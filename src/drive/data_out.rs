@@ -223,7 +223,8 @@ impl DataOut {
             let Some(Piece { place, from, buf: held @ Some(_) }) = slot else { continue };
             let fault = match medium.map_write(*place) {
                 _ if self.fault.is_some() => self.fault,
-                Extent::File { file, offset, len } if len == place.len() => {
+                // The rest of it may be elsewhere.
+                Extent::File { file, offset, len } if medium.writable() && len.0 > 0 => {
                     let part = *from..*from + len.to_usize();
                     let write = |buf| mover.write(&file, offset, buf, part, durable, OpTag(tag)).err();
                     *held = held.take().and_then(write);
@@ -231,7 +232,7 @@ impl DataOut {
                 }
                 Extent::Pending { .. } => None,
                 Extent::Fault { kind, .. } => Some(kind),
-                // What is written to is one extent; scsi let no write through to a medium that is not writable.
+                // Scsi let no write through to a medium that is not writable.
                 Extent::File { .. } | Extent::Zero { .. } => Some(FaultKind::ReadOnly),
             };
             if fault.is_some() {

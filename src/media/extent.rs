@@ -145,7 +145,7 @@ pub trait Medium: fmt::Debug + Send {
     /// stream, too, and may never come back for what it asked for.
     fn map(&self, range: ByteRange) -> Extent;
 
-    /// Where bytes that are to be written at `range` go, of a writable medium: all of it is one extent. A medium may have to
+    /// Where bytes that are to be written at the start of `range` go, of a writable medium: for the rest, ask again. A medium may have to
     /// prepare the place first: it is [`Extent::Pending`] until then.
     fn map_write(&self, range: ByteRange) -> Extent {
         self.map(range)
@@ -217,6 +217,11 @@ pub trait Medium: fmt::Debug + Send {
     /// What its file was when it was inserted, where it is one.
     fn identity(&self) -> Option<Identity> {
         None
+    }
+
+    /// Whether its file is a qcow2 file, and the medium the disk in it.
+    fn is_qcow2(&self) -> bool {
+        false
     }
 
     /// Who makes completed writes durable, if not a sync of that file.

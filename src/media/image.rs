@@ -91,6 +91,20 @@ impl Image {
     /// # Errors
     /// [`MediaError`], whose text gives the cause and the cure. Nothing stays open or locked.
     pub fn open(path: &Path, access: Access, block_size: BlockSize) -> Result<Self, MediaError> {
+        Self::open_as(path, access, block_size, true)
+    }
+
+    /// The same of a file of any length, in which somebody else knows where a disk is.
+    pub(super) fn open_container(path: &Path, access: Access) -> Result<Self, MediaError> {
+        Self::open_as(path, access, BlockSize::B512, false)
+    }
+
+    fn open_as(
+        path: &Path,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
+    ) -> Result<Self, MediaError> {
         let fail = |op, kind| {
             move |source: io::Error| MediaError { kind, op, path: path.to_owned(), source: Some(source) }
         };
@@ -104,7 +118,7 @@ impl Image {
             return Err(bare(MediaErrorKind::ReadOnlyFile));
         }
         let file = open_options(access, &before).open(path).map_err(open_error)?;
-        Self::finish(file, path.to_owned(), access, block_size)
+        Self::finish(file, path.to_owned(), access, block_size, is_disk)
     }
 
     /// Takes an image that somebody else opened and passed; `name` is what to call it. The descriptor must be open for what
@@ -117,6 +131,21 @@ impl Image {
         name: PathBuf,
         access: Access,
         block_size: BlockSize,
+    ) -> Result<Self, MediaError> {
+        Self::from_fd_as(fd, name, access, block_size, true)
+    }
+
+    /// The same of a file of any length, as [`Image::open_container`].
+    pub(super) fn container_from_fd(fd: OwnedFd, name: PathBuf, access: Access) -> Result<Self, MediaError> {
+        Self::from_fd_as(fd, name, access, BlockSize::B512, false)
+    }
+
+    fn from_fd_as(
+        fd: OwnedFd,
+        name: PathBuf,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
     ) -> Result<Self, MediaError> {
         let fail = |kind, source| MediaError { kind, op: MediaOp::Adopt, path: name.clone(), source };
         let passed = File::from(fd);
@@ -141,11 +170,17 @@ impl Image {
             }
             ours => ours.unwrap_or(passed),
         };
-        Self::finish(file, name, access, block_size)
+        Self::finish(file, name, access, block_size, is_disk)
     }
 
-    fn finish(file: File, name: PathBuf, access: Access, block_size: BlockSize) -> Result<Self, MediaError> {
-        let inspected = inspect(&file, access, block_size);
+    fn finish(
+        file: File,
+        name: PathBuf,
+        access: Access,
+        block_size: BlockSize,
+        is_disk: bool,
+    ) -> Result<Self, MediaError> {
+        let inspected = inspect(&file, if is_disk { access } else { Access::ReadOnly }, block_size);
         let (metadata, stored) = match inspected {
             Ok(inspected) => inspected,
             Err((kind, source)) => return Err(MediaError { kind, op: MediaOp::Inspect, path: name, source }),
@@ -184,6 +219,11 @@ impl Image {
     /// The error of fstat(2).
     pub fn identity_now(&self) -> io::Result<Identity> {
         Ok(Identity::of(&self.file.metadata()?))
+    }
+
+    /// Its file, from which bytes are read where they are.
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Whether the file system let us lock it.

@@ -5,7 +5,7 @@
 //! injection) are then only different answers to `map`.
 //!
 //! [`Image`] is the source that every machine has: a regular file or a block device. [`url`] has those behind web servers, and
-//! [`compressed`] expands those that are compressed. [`overlay`] is a layer that takes the host's writes away from its image. This
+//! [`compressed`] expands those that are compressed, and [`qcow2`] finds the disk in a qcow2 file. [`overlay`] is a layer that takes the host's writes away from its image. This
 //! room knows nothing of SCSI: what cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
 
 pub mod compressed;
@@ -14,6 +14,7 @@ mod extent;
 mod fault;
 mod image;
 pub mod overlay;
+pub mod qcow2;
 pub mod url;
 
 pub use self::{

@@ -10,5 +10,6 @@ mod document;
 mod fake;
 mod methods;
 mod overlay;
+mod qcow2;
 mod stats;
 mod urls;

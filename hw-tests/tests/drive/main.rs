@@ -25,6 +25,7 @@ mod network;
 mod opcodes;
 mod optical;
 mod overlay;
+mod qcow2;
 mod refusals;
 mod reset;
 mod stats;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         ("refusals", refusals::CASES),
         ("takeover", takeover::CASES),
         ("overlay", overlay::CASES),
+        ("qcow2", qcow2::CASES),
         ("hang", hang::CASES),
         ("areas", areas::CASES),
         ("urls", urls::CASES),

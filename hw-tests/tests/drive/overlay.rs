@@ -29,11 +29,11 @@ pub(crate) const CASES: &[Case] = &[
 /// The promise.
 const DISCARD: Duration = Duration::from_millis(100);
 
-fn number(variable: &str, otherwise: u64) -> u64 {
+pub(crate) fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
 }
 
-fn text(path: &Path) -> Result<&str> {
+pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
@@ -83,7 +83,7 @@ fn insert(daemon: &Daemon, base: &Path, overlay: &Path) -> Result<()> {
 }
 
 /// The host makes a file system and writes so much to it.
-fn make_and_fill(lun: &Lun, point: &Path, mib: u64) -> Result<()> {
+pub(crate) fn make_and_fill(lun: &Lun, point: &Path, mib: u64) -> Result<()> {
     tool::run("mkfs.vfat", [lun.node.as_os_str()])?;
     tool::run("mount", ["-t".as_ref(), "vfat".as_ref(), lun.node.as_path(), point])?;
     for part in 0..mib.div_ceil(8) {
@@ -95,7 +95,7 @@ fn make_and_fill(lun: &Lun, point: &Path, mib: u64) -> Result<()> {
 }
 
 /// By the one who knows qcow2 best.
-fn must_be(overlay: &Path, converted: &Path, seen: Sha) -> Result<()> {
+pub(crate) fn must_be(overlay: &Path, converted: &Path, seen: Sha) -> Result<()> {
     tool::run("qemu-img", ["check".as_ref(), overlay.as_os_str()])?;
     let from = ["convert", "-f", "qcow2", "-O", "raw"].map(AsRef::as_ref);
     tool::run("qemu-img", from.into_iter().chain([overlay.as_os_str(), converted.as_os_str()]))?;

@@ -21,9 +21,10 @@ use ringdrive::{
     },
     gadget::{self, Ep0Thread, FunctionParts, Gadget, GadgetOptions, Placement, Speed},
     media::{
-        Access, Medium,
+        Access, Image, Medium,
         compressed::{ExpandErrorKind, Expander},
-        overlay::Overlays,
+        overlay::{Base, Overlays},
+        qcow2::{Container, Qcow2},
         url::shown,
     },
     scsi::Identity,
@@ -98,14 +99,25 @@ pub(crate) fn open(drive: &config::Drive, path: &Path, layers: &Layers) -> anyho
     let writes = drive.rw && drive.overlay.is_none();
     let access = if writes { Access::ReadWrite } else { Access::ReadOnly };
     let context = || format!("drive {:?}: cannot open its configured image", drive.name);
-    if drive.overlay.is_some() && Expander::is_compressed(path) {
-        return Err(ExpandErrorKind::ReadOnly).with_context(context);
-    }
-    let block_size = block_size(drive.kind, drive.block_size);
-    let image = layers.expander.open(path, access, block_size, &mut |_, _| true).with_context(context)?;
+    let how @ (_, block_size) = (access, block_size(drive.kind, drive.block_size));
+    let manner = drive.manner;
+    let image: Base = match Container::at(path).filter(|_| !manner.raw) {
+        Some(container) => {
+            let opened = Qcow2::open(path, container, how, manner, layers.overlays.runtime_dir());
+            Box::new(opened.with_context(context)?)
+        }
+        None if manner.raw => Box::new(Image::open(path, access, block_size).with_context(context)?),
+        None if drive.overlay.is_some() && Expander::is_compressed(path) => {
+            return Err(ExpandErrorKind::ReadOnly).with_context(context);
+        }
+        None => {
+            let opened = layers.expander.open(path, access, block_size, &mut |_, _| true);
+            Box::new(opened.with_context(context)?)
+        }
+    };
     Ok(match &drive.overlay {
-        Some(place) => Box::new(layers.overlays.open(Box::new(image), path, place).with_context(context)?),
-        None => Box::new(image),
+        Some(place) => Box::new(layers.overlays.open(image, path, place).with_context(context)?),
+        None => image,
     })
 }
 

@@ -66,12 +66,15 @@ pub(super) fn decode(file: File, format: Format, taken: Arc<AtomicU64>) -> Box<d
         Format::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(counted)),
         Format::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(counted)),
         Format::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(counted, true, MEMORY_MAX_KIB)),
-        Format::Zstd => {
-            let mut decoder = FrameDecoder::new();
-            decoder.set_max_window_size(MEMORY_MAX);
-            Box::new(Zstd { source: counted, decoder, in_frame: false })
-        }
+        Format::Zstd => Box::new(zstd(counted, MEMORY_MAX)),
     }
+}
+
+/// The plain bytes of zstd frames whose window is at most so large.
+pub(in crate::media) fn zstd(source: impl BufRead, window_max: u64) -> impl Read {
+    let mut decoder = FrameDecoder::new();
+    decoder.set_max_window_size(window_max);
+    Zstd { source, decoder, in_frame: false }
 }
 
 struct Counted {

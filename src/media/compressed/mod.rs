@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 pub use self::decode::Format;
+pub(super) use self::decode::zstd;
 use super::{
     Access, Image, MediaError,
     image::{lock, unlock},

@@ -105,7 +105,7 @@ fn a_fifo_that_took_the_place_of_a_file_does_not_hang_the_open() {
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
     let looked_like = fs::metadata(sparse(&folder, "file", 512)).unwrap();
     let opened = open_options(Access::ReadOnly, &looked_like).open(&fifo).unwrap();
-    let error = Image::finish(opened, fifo, Access::ReadOnly, BlockSize::B512).unwrap_err();
+    let error = Image::finish(opened, fifo, Access::ReadOnly, BlockSize::B512, true).unwrap_err();
     assert_eq!((error.kind, error.op), (MediaErrorKind::NotStorage("a FIFO"), MediaOp::Inspect));
 }
 

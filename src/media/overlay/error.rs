@@ -55,6 +55,15 @@ pub enum OverlayErrorKind {
         /// Why.
         kind: MediaErrorKind,
     },
+    /// The same of a qcow2 file.
+    #[error("{0}")]
+    Qcow2Base(String),
+    /// A base that is not written to.
+    #[error(
+        "its base is a qcow2 file, which is not written to; make a new image of both with `ringdrive overlay export`, or, while it \
+         is in no drive, use `qemu-img commit`"
+    )]
+    OverQcow2,
     /// The host wrote while it was copied.
     #[error(
         "the host wrote to the drive meanwhile, so the copy is of no one moment and was removed; eject it at the host, and try again"

@@ -33,8 +33,9 @@ const REFCOUNT_LEN: u64 = 2;
 /// "The refcount is one", in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-const BACKING_FORMAT: [u8; 8] = *b"raw\0\0\0\0\0";
-const BACKING_FORMAT_LEN: u32 = 3;
+/// What the base is, and the length of that word.
+const RAW: ([u8; 8], u32) = (*b"raw\0\0\0\0\0", 3);
+const QCOW2: ([u8; 8], u32) = (*b"qcow2\0\0\0", 5);
 /// "RDOV". Who does not know an extension passes over it.
 const EXTENSION_MARK: u32 = 0x5244_4f56;
 /// Longest name of a base that qcow2 has room for.
@@ -112,6 +113,8 @@ pub(super) struct Mark {
 pub(super) struct Head {
     pub(super) geometry: Geometry,
     pub(super) base: Vec<u8>,
+    /// The base is the disk in a qcow2 file, and not a raw image.
+    pub(super) over_qcow2: bool,
     pub(super) mark: Mark,
 }
 
@@ -258,7 +261,8 @@ impl Geometry {
 impl Head {
     /// As it stands at the start of the file.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let Self { geometry, base, mark } = self;
+        let Self { geometry, base, over_qcow2, mark } = self;
+        let (format_name, format_len) = if *over_qcow2 { QCOW2 } else { RAW };
         let name_at = HEADER_LEN + size_of::<Extensions>();
         let narrow = |value: u64| U32::new(u32::try_from(value).unwrap_or(u32::MAX));
         let header = Header {
@@ -282,8 +286,8 @@ impl Head {
             header_length: narrow(ByteLen::from(HEADER_LEN).0),
         };
         let extensions = Extensions {
-            format: [U32::new(EXTENSION_BACKING_FORMAT), U32::new(BACKING_FORMAT_LEN)],
-            format_name: BACKING_FORMAT,
+            format: [U32::new(EXTENSION_BACKING_FORMAT), U32::new(format_len)],
+            format_name,
             mark: [U32::new(EXTENSION_MARK), U32::new(MARK_LEN)],
             mark_value: MarkBytes {
                 base_len: U64::new(mark.base_len.0),
@@ -318,6 +322,7 @@ impl Head {
         let head = Self {
             geometry,
             base: rest.get(..name_len.min(NAME_MAX)).ok_or(Foreign::Layout)?.to_vec(),
+            over_qcow2: extensions.format_name == QCOW2.0,
             mark: Mark {
                 base_len: ByteLen(mark.base_len.get()),
                 base_modified: (mark.base_modified[0].get(), mark.base_modified[1].get()),
@@ -353,7 +358,8 @@ mod tests {
     fn a_head_is_read_as_it_was_written_and_no_other_is() {
         let mark =
             Mark { base_len: ByteLen(5), base_modified: (-1, 999_999_999), id: [7; 16], committing: true };
-        let head = Head { geometry: Geometry::new(ByteLen(1 << 30)).unwrap(), base: b"/b".to_vec(), mark };
+        let geometry = Geometry::new(ByteLen(1 << 30)).unwrap();
+        let head = Head { geometry, base: b"/b".to_vec(), over_qcow2: true, mark };
         let bytes = head.to_bytes();
         assert_eq!(Head::parse(&bytes), Ok(head));
         for at in 0..bytes.len() {

@@ -229,6 +229,11 @@ impl Held {
         &self.0.file
     }
 
+    /// Whether its base is the disk in a qcow2 file.
+    pub fn over_qcow2(&self) -> bool {
+        self.0.head.over_qcow2
+    }
+
     /// Puts one of which nothing is here in the place of its file, once no drive has it any more. May block, but not for what is being
     /// stored.
     ///

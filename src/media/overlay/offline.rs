@@ -3,19 +3,20 @@
 //! A new file is written beside the one that it is to replace and then renamed, so that there is an old one or a new one.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions},
     io::{self, Read},
     os::unix::{
         ffi::{OsStrExt, OsStringExt},
         fs::{FileExt, MetadataExt, OpenOptionsExt, fchown},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    OverlayError,
+    Base, OverlayError,
     OverlayErrorKind::{self as Kind, Storage},
     OverlayState,
     error::Foreign,
@@ -25,7 +26,11 @@ use super::{
     worker,
 };
 use crate::{
-    media::{Access, FaultKind, Image, MediaErrorKind, Medium, image::lock},
+    media::{
+        Access, FaultKind, Image, MediaError, MediaErrorKind, Medium, Waker,
+        image::lock,
+        qcow2::{Container, Manner, Qcow2},
+    },
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
 };
 
@@ -47,6 +52,7 @@ pub(super) type Look<'a> = dyn Fn(ByteRange, &mut [u8]) -> Result<(), FaultKind>
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     name: Vec<u8>,
+    is_qcow2: bool,
     /// Of the disk.
     len: ByteLen,
     stored: ByteLen,
@@ -71,6 +77,7 @@ impl Origin {
         let name = fs::canonicalize(name).unwrap_or_else(|_| name.to_owned());
         Self {
             name: name.into_os_string().into_vec(),
+            is_qcow2: base.is_qcow2(),
             len: base.len(),
             stored: base.stored(),
             modified: modified.unwrap_or((0, 0)),
@@ -86,7 +93,7 @@ impl Origin {
         let random = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut id));
         random.map_err(|error| Storage.at(at, Some(error)))?;
         let mark = Mark { base_len: self.stored, base_modified: self.modified, id, committing: false };
-        Ok(Head { geometry, base: self.name.clone(), mark })
+        Ok(Head { geometry, base: self.name.clone(), over_qcow2: self.is_qcow2, mark })
     }
 
     fn check(&self, head: &Head) -> Result<(), Kind> {
@@ -97,7 +104,8 @@ impl Origin {
         if mark.committing {
             return Err(Kind::Committing);
         }
-        let is_same = (mark.base_len, mark.base_modified) == (self.stored, self.modified);
+        let is_same = (mark.base_len, mark.base_modified) == (self.stored, self.modified)
+            && head.over_qcow2 == self.is_qcow2;
         if is_same && head.geometry.len() == self.len { Ok(()) } else { Err(Kind::BaseChanged) }
     }
 }
@@ -206,6 +214,24 @@ pub fn status(path: &Path, runtime_dir: &Path) -> Result<(PathBuf, OverlayState)
     Ok((base_of(&opened.head), state))
 }
 
+/// Puts the overlay at `path` in order, which is to be read by somebody who knows of no overlays. Whatever else is there, or in use, is
+/// left alone.
+///
+/// # Errors
+/// [`OverlayError`]: with its base as it is now, it is no disk.
+pub(in crate::media) fn settle(path: &Path, runtime_dir: &Path) -> Result<(), OverlayError> {
+    let Ok(opened) = open(path) else { return Ok(()) };
+    if opened.head.mark.committing {
+        return Err(Kind::Committing.at(path, None));
+    }
+    let base = fs::metadata(base_of(&opened.head)).ok().filter(Metadata::is_file);
+    let modified = base.map(|base| (base.mtime(), base.mtime_nsec()));
+    if modified.is_some_and(|modified| modified != opened.head.mark.base_modified) {
+        return Err(Kind::BaseChanged.at(path, None));
+    }
+    merge(&opened, runtime_dir)
+}
+
 /// Adds what a daemon knew that was killed, and stores it.
 fn merge(opened: &Opened, runtime_dir: &Path) -> Result<(), OverlayError> {
     let fail = |error| Storage.at(&opened.path, Some(error));
@@ -221,17 +247,47 @@ fn base_of(head: &Head) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(&head.base))
 }
 
-fn open_base(overlay: &Path, head: &Head, access: Access) -> Result<Image, OverlayError> {
+/// A raw base, to be written to.
+fn open_target(overlay: &Path, head: &Head) -> Result<Image, OverlayError> {
+    if head.over_qcow2 {
+        return Err(Kind::OverQcow2.at(overlay, None));
+    }
+    open_base(overlay, head, |path, block_size| Image::open(path, Access::ReadWrite, block_size))
+}
+
+/// A base, to be read. It had what it names below it when the overlay was made.
+fn open_source(overlay: &Path, head: &Head, runtime_dir: &Path) -> Result<Base, OverlayError> {
+    if !head.over_qcow2 {
+        let open = |path: &Path, block_size| Image::open(path, Access::ReadOnly, block_size);
+        return open_base(overlay, head, open).map(|image| -> Base { Box::new(image) });
+    }
     let base = base_of(head);
-    // Of the drive that it was made for.
+    let manner = Manner { raw: false, backing: true };
+    let how = (Access::ReadOnly, block_size(head));
+    match Qcow2::open(&base, Container::Qcow2, how, manner, runtime_dir) {
+        Ok(image) => Ok(Box::new(image)),
+        Err(error) => Err(Kind::Qcow2Base(error.to_string()).at(overlay, error.source)),
+    }
+}
+
+/// Of the drive that an overlay was made for.
+fn block_size(head: &Head) -> BlockSize {
     let is_large = head.geometry.len().0 == head.mark.base_len.0.next_multiple_of(4096);
-    let block_size = match head.mark.base_len.0.is_multiple_of(512) || !is_large {
+    match head.mark.base_len.0.is_multiple_of(512) || !is_large {
         true => BlockSize::B512,
         false => BlockSize::B4096,
-    };
+    }
+}
+
+fn open_base(
+    overlay: &Path,
+    head: &Head,
+    open: impl Fn(&Path, BlockSize) -> Result<Image, MediaError>,
+) -> Result<Image, OverlayError> {
+    let (base, block_size) = (base_of(head), block_size(head));
     let until = Instant::now() + LEAVE;
     loop {
-        match Image::open(&base, access, block_size) {
+        match open(&base, block_size) {
             Ok(image) => return Ok(image),
             Err(error) if error.kind == MediaErrorKind::InUse && Instant::now() < until => {
                 thread::sleep(LOOK);
@@ -260,8 +316,8 @@ pub(super) fn renew_in_place(
     old: &File,
     runtime_dir: &Path,
 ) -> Result<(), OverlayError> {
-    let base = open_base(path, head, Access::ReadOnly)?;
-    let mut origin = Origin::of(&base, &base_of(head));
+    let base = open_source(path, head, runtime_dir)?;
+    let mut origin = Origin::of(&*base, &base_of(head));
     origin.name = head.base.clone();
     // A drive with larger blocks fills up the last one.
     if origin.stored == head.mark.base_len {
@@ -286,7 +342,7 @@ pub fn commit(path: &Path, runtime_dir: &Path, progress: &mut Progress<'_>) -> R
     let mut opened = open(path)?;
     let fail = |error| Storage.at(path, Some(error));
     merge(&opened, runtime_dir)?;
-    let base = open_base(path, &opened.head, Access::ReadWrite)?;
+    let base = open_target(path, &opened.head)?;
     let origin = Origin::of(&base, &base_of(&opened.head));
     let mark = &mut opened.head.mark;
     let is_same = mark.committing || mark.base_modified == origin.modified;
@@ -360,13 +416,16 @@ pub fn export(
 ) -> Result<(), OverlayError> {
     let opened = open(path)?;
     merge(&opened, runtime_dir)?;
-    let base = open_base(path, &opened.head, Access::ReadOnly)?;
-    let origin = Origin::of(&base, &base_of(&opened.head));
+    let mut base = open_source(path, &opened.head, runtime_dir)?;
+    let origin = Origin::of(&*base, &base_of(&opened.head));
     let mark = &opened.head.mark;
     // Half a commit and its overlay are together what they were before.
     if mark.base_len != origin.stored || !mark.committing && mark.base_modified != origin.modified {
         return Err(Kind::BaseChanged.at(path, None));
     }
+    let bell = Arc::new(super::Bell::default());
+    let waker = Arc::clone(&bell);
+    base.set_waker(Waker::new(move || waker.wake()));
     let map = |range: ByteRange| match opened.store.run(range) {
         (true, len) => {
             let offset = opened.head.geometry.data(range.start());
@@ -374,7 +433,6 @@ pub fn export(
         }
         (false, len) => base.map(range.split_at(len).0),
     };
-    let bell = super::Bell::default();
     let read = |range: ByteRange, to: &mut [u8]| worker::read(&map, &bell, range, to);
     export_to(to, path, opened.head.geometry.len(), &read, progress)?.keep();
     Ok(())

@@ -10,7 +10,7 @@ const LEN: u64 = 3 * 16 * 1024 + 512;
 
 fn head(len: u64) -> Head {
     let mark = Mark { base_len: ByteLen(len), base_modified: (1, 2), id: [3; 16], committing: false };
-    Head { geometry: Geometry::new(ByteLen(len)).unwrap(), base: b"/base".to_vec(), mark }
+    Head { geometry: Geometry::new(ByteLen(len)).unwrap(), base: b"/base".to_vec(), over_qcow2: false, mark }
 }
 
 fn range(start: u64, len: u64) -> ByteRange {
