@@ -82,12 +82,12 @@ fn main() -> ExitCode {
         ("events", events::CASES),
         ("stats", stats::CASES),
         ("killed", killed::CASES),
-        ("trim", trim::CASES),
-        ("conformance", conformance::CASES),
         ("tools", tools::CASES),
         ("opcodes", opcodes::CASES),
     ];
     let at_one: &[(&str, &[Case])] = &[
+        ("conformance", conformance::CASES),
+        ("trim", trim::CASES),
         ("clients", clients::CASES),
         ("refusals", refusals::CASES),
         ("takeover", takeover::CASES),
