@@ -8,6 +8,7 @@
 //! [`compressed`] expands those that are compressed, and [`qcow2`] finds the disk in a qcow2 file. [`overlay`] is a layer that takes the host's writes away from its image. This
 //! room knows nothing of SCSI: what cannot be had is a [`FaultKind`], and the drive turns it into sense data in one place.
 
+mod bell;
 pub mod compressed;
 mod error;
 mod extent;

@@ -44,6 +44,7 @@ pub use self::error::{Foreign, OverlayError, OverlayErrorKind};
 use self::{layout::Head, offline::Opened, sidecar::Sidecar, worker::Bell};
 use super::{
     Allocation, Extent, FaultKind, Identity, Medium, Residence, SourceState, Standing, Store, Waker, Watch,
+    bell::Work,
     image::{allocation, can_punch, residence},
     url::FetchState,
 };
@@ -216,7 +217,7 @@ impl Held {
 
     /// Whether [`Held::work`] has something to do.
     pub fn has_work(&self) -> bool {
-        self.0.bell.has_work()
+        matches!(self.0.bell.work(), Some(Work::Do(_) | Work::Store))
     }
 
     /// Does one thing that the worker of an overlay would do that has none. What it does to the overlay's file goes by way of `file`.
@@ -305,7 +306,7 @@ impl Shared {
         let torn = self.store.torn(range);
         let size = self.store.geometry().subcluster();
         let touched = range.start().0 / size..range.end().0.div_ceil(size);
-        match self.bell.copies(torn, &touched) {
+        match worker::copies(&self.bell, torn, &touched) {
             Ok(true) => Extent::Pending { len },
             Ok(false) => {
                 self.writes.fetch_add(1, Ordering::SeqCst);

@@ -73,7 +73,7 @@ impl Shared {
                 let range = range.split_at(stored).0;
                 match self.chain.find(range).0 {
                     Found::Here(extent) => extent,
-                    Found::Missing(need) => match self.bell.want(Want::Bytes(range), need) {
+                    Found::Missing(need) => match worker::want(&self.bell, Want::Bytes(range), need) {
                         Ok(()) => Extent::Pending { len: range.len() },
                         Err(kind) => Extent::Fault { kind, len: range.len() },
                     },
@@ -98,7 +98,7 @@ impl Shared {
             (Ok((_, len)), _) => (self.first_place(range), len),
             (Err(need), _) => (need, len),
         };
-        match self.bell.want(Want::Places(range), need) {
+        match worker::want(&self.bell, Want::Places(range), need) {
             Ok(()) => Extent::Pending { len },
             Err(kind) => Extent::Fault { kind, len },
         }

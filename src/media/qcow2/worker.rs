@@ -1,28 +1,22 @@
 //! The thread of a qcow2 image: brings tables into memory, expands clusters that are packed, finds places for what is written, and makes
-//! it durable, when the drive asks and every few seconds by itself.
-//!
-//! ```text
-//!   Waiting ──► a store that was asked for
-//!      │   └──► a range that the drive wants ──► all of it is at hand ──► wakes the drive ──► what a stream would read next
-//!      │   └──► a store that is due
-//!      └── closed ──► ends, after what is at hand
-//! ```
+//! it durable, when the drive asks and every few seconds by itself (`bell`).
 
 use std::{
-    collections::VecDeque,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use parking_lot::{Condvar, Mutex};
 
 use super::{
-    super::{Extent, FaultKind, Store, Waker, compressed::zstd},
+    super::{
+        Extent, FaultKind,
+        bell::{self, Task, Work},
+        compressed::zstd,
+    },
     Shared,
     chain::{COPIED, Found, Layer, Need, PAGE, Slot},
     header::Packing,
@@ -30,44 +24,14 @@ use super::{
 };
 use crate::units::{ByteLen, ByteOffset, ByteRange};
 
-/// Those of commands that the host has broken off, too.
-const WANTED_MAX: usize = 16;
 /// Pages that are brought for one range. It goes on when it is asked for again, so that no range needs more than there is room for.
 const PAGES_A_RANGE: usize = 64;
 /// Bytes that are expanded for one range, or one cluster: a small part of what is kept.
 const EXPANDED_A_RANGE: u64 = 1 << 20;
-/// The command that waits hears of a failure at once; later there is none that does.
-const FAILURE_KEPT: Duration = Duration::from_secs(1);
 /// Of a cluster of 2 MiB, compressed by QEMU, and more.
 const WINDOW_MAX: u64 = 8 << 20;
-
-/// What a power cut takes at most of what no host has asked to be durable.
-const STORE_EVERY: Duration = Duration::from_secs(5);
 /// Places that the file is not told of yet.
 const CHANGES_MAX: usize = 16 << 10;
-
-/// What the drive and the worker tell each other.
-#[derive(Debug, Default)]
-pub(super) struct Bell {
-    state: Mutex<State>,
-    changed: Condvar,
-    waker: OnceLock<Waker>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Ranges of the disk, in this order.
-    wanted: VecDeque<Want>,
-    failed: Option<(Need, FaultKind, Instant)>,
-    asked: Vec<u32>,
-    stored: VecDeque<(u32, io::Result<()>)>,
-    /// There are places that the file was not told of.
-    unstored_since: Option<Instant>,
-    /// The kernel tells of what it could not store once.
-    lost: Option<i32>,
-    busy: bool,
-    closing: bool,
-}
 
 /// A range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,104 +42,27 @@ pub(super) enum Want {
     Places(ByteRange),
 }
 
-enum Work {
-    Bring(Want),
-    Store,
-    End,
+impl Task for Want {
+    type Key = Need;
+    // What a stream would read next may be among them.
+    const STORES_FIRST: bool = true;
+    const MOST: usize = 16;
 }
 
-impl Bell {
-    pub(super) fn set_waker(&self, waker: Waker) {
-        // Given once.
-        let _ = self.waker.set(waker);
-    }
+pub(super) type Bell = bell::Bell<Want>;
 
-    /// Has all that is wanted brought, of which `need` is the first.
-    ///
-    /// # Errors
-    /// That has just been tried.
-    pub(super) fn want(&self, want: Want, need: Need) -> Result<(), FaultKind> {
-        let mut state = self.state.lock();
-        if let Some((failed, kind, since)) = state.failed
-            && failed == need
-        {
-            state.failed = None;
-            if since.elapsed() < FAILURE_KEPT {
-                return Err(kind);
-            }
+/// Has all that is wanted brought, of which `need` is the first.
+///
+/// # Errors
+/// That has just been tried.
+pub(super) fn want(bell: &Bell, want: Want, need: Need) -> Result<(), FaultKind> {
+    bell.queue(|queue| match queue.failure(|failed| *failed == need) {
+        Some(kind) => Err(kind),
+        None => {
+            queue.push(want);
+            Ok(())
         }
-        // Asked for again when there is room: each that is done wakes the drive.
-        if state.wanted.len() < WANTED_MAX && !state.wanted.contains(&want) {
-            state.wanted.push_back(want);
-            self.changed.notify_all();
-        }
-        Ok(())
-    }
-
-    /// Ends the worker. Whether that is at once.
-    pub(super) fn close(&self) -> bool {
-        let mut state = self.state.lock();
-        state.closing = true;
-        self.changed.notify_all();
-        !state.busy
-    }
-
-    fn next(&self) -> Work {
-        let mut state = self.state.lock();
-        state.busy = false;
-        loop {
-            if state.closing {
-                return Work::End;
-            }
-            let due = state.unstored_since.map(|since| since + STORE_EVERY);
-            let work = match state.wanted.front() {
-                _ if !state.asked.is_empty() => Some(Work::Store),
-                Some(want) => Some(Work::Bring(*want)),
-                None => due.is_some_and(|due| due <= Instant::now()).then_some(Work::Store),
-            };
-            if let Some(work) = work {
-                state.busy = true;
-                return work;
-            }
-            match due {
-                Some(due) => drop(self.changed.wait_until(&mut state, due)),
-                None => self.changed.wait(&mut state),
-            }
-        }
-    }
-
-    /// The first range is done.
-    fn done(&self, failed: Option<(Need, FaultKind)>) {
-        let mut state = self.state.lock();
-        state.wanted.pop_front();
-        if let Some((need, kind)) = failed {
-            state.failed = Some((need, kind, Instant::now()));
-        }
-        drop(state);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.get() {
-            waker.wake();
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        let state = self.state.lock();
-        state.wanted.is_empty() && state.asked.is_empty() && !state.closing
-    }
-}
-
-impl Store for Bell {
-    fn begin(&self, ticket: u32) {
-        self.state.lock().asked.push(ticket);
-        self.changed.notify_all();
-    }
-
-    fn next(&self) -> Option<(u32, io::Result<()>)> {
-        self.state.lock().stored.pop_front()
-    }
+    })
 }
 
 /// Starts the worker. It holds the image until it ends.
@@ -184,8 +71,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("qcow2".to_owned()).spawn(move || {
         loop {
             match shared.bell.next() {
-                Work::Bring(Want::Bytes(range)) => bring(&shared, range),
-                Work::Bring(Want::Places(range)) => make_places(&shared, range),
+                Work::Do(Want::Bytes(range)) => bring(&shared, range),
+                Work::Do(Want::Places(range)) => make_places(&shared, range),
                 Work::Store => store(&shared),
                 Work::End => return,
             }
@@ -218,10 +105,7 @@ fn make_places(shared: &Shared, range: ByteRange) {
         })
     });
     let full = shared.chain.changes_len() > CHANGES_MAX;
-    {
-        let mut state = shared.bell.state.lock();
-        state.unstored_since.get_or_insert_with(Instant::now);
-    }
+    shared.bell.written();
     if full {
         store(shared);
     }
@@ -229,32 +113,13 @@ fn make_places(shared: &Shared, range: ByteRange) {
 }
 
 fn store(shared: &Shared) {
-    let (asked, lost) = {
-        let mut state = shared.bell.state.lock();
-        state.unstored_since = None;
-        (std::mem::take(&mut state.asked), state.lost)
+    let make_durable = || match &shared.writer {
+        Some(writer) => writer.lock().store(&shared.chain),
+        None => Ok(()),
     };
-    let result = match (lost, &shared.writer) {
-        (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
-        (None, Some(writer)) => writer.lock().store(&shared.chain),
-        (None, None) => Ok(()),
-    };
-    let mut state = shared.bell.state.lock();
-    let lost = result.as_ref().err().map(|error| error.raw_os_error().unwrap_or(libc::EIO));
-    if let Some(errno) = lost {
-        if state.lost.is_none() {
-            tracing::error!(image = %shared.name(), error = %io::Error::from_raw_os_error(errno),
-                "what the host wrote could not be stored and may be lost");
-        }
-        state.lost = Some(errno);
+    if let Some(error) = shared.bell.store(make_durable) {
+        tracing::error!(image = %shared.name(), %error, "what the host wrote could not be stored and may be lost");
     }
-    for ticket in asked {
-        state
-            .stored
-            .push_back((ticket, lost.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))));
-    }
-    drop(state);
-    shared.bell.wake();
 }
 
 /// What is brought for a range. Clusters that are expanded for it are in one file, in memory, for as long as somebody holds it.
