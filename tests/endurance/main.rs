@@ -33,6 +33,9 @@ mod host;
 #[path = "../simulation/job.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod job;
+#[path = "../simulation/lives.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod lives;
 #[path = "../simulation/media.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod media;

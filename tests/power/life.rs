@@ -1,6 +1,6 @@
 //! A host's life with one disk: it writes, and asks in every way there is that what it wrote be durable.
 
-use std::{collections::BTreeMap, fs::File, ops::Range};
+use std::{fs::File, ops::Range};
 
 use fastrand::Rng;
 use ringdrive::drive::Refusal;
@@ -8,14 +8,12 @@ use ringdrive::drive::Refusal;
 use crate::{
     dut::Answer,
     host::{Chaos, Expected, Port, Script, Stop},
+    lives::Coverage,
     model::{Disk, bytes_of},
     overlaid::Layout,
     promises::Promises,
     world::{BusSignal, World},
 };
-
-/// How often each thing happened: a run that meets none of something proves nothing about it.
-pub type Coverage = BTreeMap<&'static str, u64>;
 
 /// What GOOD means for what is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 //! | `promises` | what the host was told |
 //! | `life` | what the host does, and what each answer promises |
 //! | `overlaid` | a disk with an overlay, and what a power cut leaves of it |
-//! | `bus`, `dut`, `host`, `model`, `world` | of the simulation, as they are |
+//! | `bus`, `dut`, `host`, `lives`, `model`, `world` | of the simulation, as they are |
 //!
 //! An image in a file is what its sectors are, so a power cut is judged sector by sector, in all combinations at once. In an overlay a
 //! sector is the base's or the overlay's, as a bit in another sector says; the two survive or not each by itself, so that again all
@@ -23,15 +23,12 @@
 // What clippy.toml allows in unit tests.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dut::Parts;
 use fastrand::Rng;
-use life::{Coverage, Life};
+use life::Life;
+use lives::{Coverage, live_all};
 use media::{Bug, Faults};
 use ringdrive::bot::StallPolicy;
 
@@ -46,6 +43,8 @@ use overlaid as slow;
 #[allow(dead_code)]
 mod host;
 mod life;
+#[path = "../simulation/lives.rs"]
+mod lives;
 mod media;
 #[path = "../simulation/model.rs"]
 #[allow(dead_code)]
@@ -95,12 +94,6 @@ const MUST_HAPPEN: [&str; 28] = [
     "write through",
 ];
 
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
-
 /// One life, of a disk with an overlay or of one without, over a mover with this mistake.
 fn live(seed: u64, overlay: bool, bug: Option<Bug>, trace: bool) -> Result<Coverage, String> {
     let life = AssertUnwindSafe(move || {
@@ -123,57 +116,12 @@ fn live(seed: u64, overlay: bool, bug: Option<Bug>, trace: bool) -> Result<Cover
 
 #[test]
 fn what_the_host_was_told_is_durable_survives_a_power_cut_at_any_moment() {
-    live_all(false);
+    live_all(SEEDS, &MUST_HAPPEN, |seed, trace| live(seed, false, None, trace));
 }
 
 #[test]
 fn so_it_does_in_an_overlay() {
-    live_all(true);
-}
-
-fn live_all(overlay: bool) {
-    if let Some(seed) = variable("RINGDRIVE_SEED") {
-        live(seed, overlay, None, true).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-        return;
-    }
-    let seeds = variable("RINGDRIVE_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let batch = || {
-        let (mut coverage, mut failures) = (Coverage::new(), Vec::new());
-        loop {
-            match next.fetch_add(1, Ordering::Relaxed) {
-                seed if seed >= seeds => return (coverage, failures),
-                seed => match live(seed, overlay, None, false) {
-                    Ok(more) => add(&mut coverage, more),
-                    Err(why) => failures.push((seed, why)),
-                },
-            }
-        }
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let (mut coverage, mut failures) = (Coverage::new(), Vec::new());
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(batch)).collect();
-        for worker in workers {
-            let (more, failed) = worker.join().unwrap();
-            add(&mut coverage, more);
-            failures.extend(failed);
-        }
-    });
-    failures.sort();
-    for (seed, why) in failures.iter().take(10) {
-        println!("seed {seed}: {why}; RINGDRIVE_SEED={seed} runs it again");
-    }
-    assert!(failures.is_empty(), "{} of {seeds} lives failed", failures.len());
-    println!("{seeds} lives: {coverage:#?}");
-    let missing: Vec<_> = MUST_HAPPEN.iter().filter(|name| !coverage.contains_key(**name)).collect();
-    assert!(seeds < SEEDS || missing.is_empty(), "{seeds} lives never met {missing:?}");
-}
-
-fn add(total: &mut Coverage, more: Coverage) {
-    for (name, count) in more {
-        *total.entry(name).or_default() += count;
-    }
+    live_all(SEEDS, &MUST_HAPPEN, |seed, trace| live(seed, true, None, trace));
 }
 
 #[test]

@@ -7,8 +7,6 @@ mod hostile;
 #[path = "storage.rs"]
 mod storage;
 
-use std::collections::BTreeMap;
-
 use fastrand::Rng;
 use ringdrive::{bot::StallPolicy, gadget::endpoints::Pipe};
 
@@ -17,15 +15,13 @@ use crate::{
     dut::DEADLINE,
     host::{Chaos, Csw, Expected, Outcome, Port, Script, Stop},
     job::{Job, Moves, Verdict, What},
+    lives::Coverage,
     media::SECOND,
     model::{Disk, ZEROES, bytes_of},
     world::{BusSignal, Nanos, World},
 };
 
 pub const REQUEST_SENSE: u8 = 0x03;
-
-/// How often each thing happened: a run that meets none of something proves nothing about it.
-pub type Coverage = BTreeMap<&'static str, u64>;
 
 pub struct Checker {
     pub port: Port,

@@ -16,6 +16,7 @@
 //! | `checker` | the host's life, and whether the answers were right |
 //! | `deaths` | the process at the other end is killed, or told to end, and another one takes over |
 //! | `storage` | what the host knows of storage that does not answer |
+//! | `lives` | many seeds, and what all of them together must meet |
 //! | `hostile` | the parts of that life that no honest host has |
 
 // A test binary has no outside that could reach its items.
@@ -23,15 +24,12 @@
 // What clippy.toml allows in unit tests.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use checker::{Checker, Coverage};
+use checker::Checker;
 use dut::Parts;
 use fastrand::Rng;
+use lives::{Coverage, live_all};
 use ringdrive::bot::StallPolicy;
 
 mod bus;
@@ -40,6 +38,7 @@ mod counted;
 mod dut;
 mod host;
 mod job;
+mod lives;
 mod media;
 mod model;
 mod slow;
@@ -109,14 +108,13 @@ const OF_MORTALS: &[&str] = &[
     "told to leave",
 ];
 
-fn variable(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
-
 /// One life.
 fn live(seed: u64, mortal: bool, trace: bool) -> Result<Coverage, String> {
+    if trace {
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).without_time();
+        // Another test may have it already.
+        let _ = log.with_test_writer().try_init();
+    }
     let mut rng = Rng::with_seed(seed);
     let stall = if rng.u8(..3) == 0 { StallPolicy::Never } else { StallPolicy::Auto };
     let life = AssertUnwindSafe(move || {
@@ -129,63 +127,14 @@ fn live(seed: u64, mortal: bool, trace: bool) -> Result<Coverage, String> {
     catch_unwind(life).unwrap_or_else(|_| Err("panicked".into()))
 }
 
-fn add(total: &mut Coverage, more: Coverage) {
-    for (name, count) in more {
-        *total.entry(name).or_default() += count;
-    }
-}
-
-/// So many lives; `must_happen` are the marks of all of them together.
-fn live_all(seeds: u64, mortal: bool, must_happen: &[&str]) -> Coverage {
-    if let Some(seed) = variable("RINGDRIVE_SEED") {
-        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).without_time();
-        // Another test may have it already.
-        let _ = log.with_test_writer().try_init();
-        return live(seed, mortal, true).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    }
-    let seeds = variable("RINGDRIVE_SEEDS").unwrap_or(seeds);
-    let next = AtomicU64::new(0);
-    let batch = || {
-        let (mut coverage, mut failures) = (Coverage::new(), Vec::new());
-        loop {
-            match next.fetch_add(1, Ordering::Relaxed) {
-                seed if seed >= seeds => return (coverage, failures),
-                seed => match live(seed, mortal, false) {
-                    Ok(more) => add(&mut coverage, more),
-                    Err(why) => failures.push((seed, why)),
-                },
-            }
-        }
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let (mut coverage, mut failures) = (Coverage::new(), Vec::new());
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(batch)).collect();
-        for worker in workers {
-            let (more, failed) = worker.join().unwrap();
-            add(&mut coverage, more);
-            failures.extend(failed);
-        }
-    });
-    failures.sort();
-    for (seed, why) in failures.iter().take(10) {
-        println!("seed {seed}: {why}; RINGDRIVE_SEED={seed} runs it again");
-    }
-    assert!(failures.is_empty(), "{} of {seeds} lives failed", failures.len());
-    println!("{seeds} lives: {coverage:#?}");
-    let missing: Vec<_> = must_happen.iter().filter(|name| !coverage.contains_key(**name)).collect();
-    assert!(seeds < 1000 || missing.is_empty(), "{seeds} lives never met {missing:?}");
-    coverage
-}
-
 #[test]
 fn every_command_ends_and_no_byte_is_lost_whatever_the_host_does() {
-    live_all(SEEDS, false, MUST_HAPPEN);
+    live_all(SEEDS, MUST_HAPPEN, |seed, trace| live(seed, false, trace));
 }
 
 #[test]
 fn no_byte_is_lost_when_the_process_ends_and_another_takes_over() {
-    let coverage = live_all(MORTALS, true, OF_MORTALS);
+    let coverage = live_all(MORTALS, OF_MORTALS, |seed, trace| live(seed, true, trace));
     let count = |name| coverage.get(name).copied().unwrap_or(0);
     let (past, killed) = (count("CSW of the past"), count("killed") + count("killed at work"));
     assert!(past * 1000 <= killed.max(1000), "{past} hosts were told of the past after {killed} kills");
