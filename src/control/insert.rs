@@ -75,9 +75,10 @@ pub(super) enum Source {
 
 impl Source {
     /// What it is, if it is a file that holds a disk and is none.
-    fn container(&self) -> Option<Container> {
+    fn container(&self, manner: Manner) -> Option<Container> {
         match self {
-            Self::Path(path) => Container::at(Path::new(path)),
+            Self::Path(path) => manner.container(Path::new(path)),
+            Self::Descriptor { .. } if manner.raw => None,
             Self::Descriptor { descriptor, .. } => Container::of(&File::from(descriptor.try_clone().ok()?)),
             Self::Url { .. } => None,
         }
@@ -149,7 +150,9 @@ impl Insert {
         let Self { source, kind, overlay, overlays, expander, manner, .. } = self;
         let rw = if overlay.is_some() { Some(true) } else { self.rw };
         let (access, block_size) = (check(state, kind, rw)?, state.block_size);
-        let container = overlays.as_ref().filter(|_| !manner.raw).and_then(|_| source.container());
+        // An overlay looks for itself what it is over.
+        let looks = overlays.is_some() && overlay.is_none();
+        let container = if looks { source.container(manner) } else { None };
         let how = (access, block_size);
         match (source, overlays, container) {
             (Source::Path(path), Some(overlays), _) if let Some(place) = &overlay => {

@@ -23,7 +23,7 @@ use crate::media::compressed::{ExpandErrorKind, Expander};
 use crate::media::overlay::{
     Base, Held, OverlayError, OverlayErrorKind, OverlayState, Overlays, Place, offline,
 };
-use crate::media::qcow2::{Container, Manner, Qcow2};
+use crate::media::qcow2::{Manner, Qcow2};
 use crate::media::{Access, Image, MediaError, Medium};
 use crate::units::BlockSize;
 
@@ -67,7 +67,7 @@ pub(super) fn open(
         return Err(Failure::from_message(ErrorKind::Overlay, &error));
     }
     let how = (Access::ReadOnly, block_size);
-    let base: Base = match Container::at(path).filter(|_| !manner.raw) {
+    let base: Base = match manner.container(path) {
         Some(container) => {
             let opened = Qcow2::open(path, container, how, manner, overlays.runtime_dir());
             Box::new(opened.map_err(|error| Failure::from(&error))?)

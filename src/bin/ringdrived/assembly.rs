@@ -24,7 +24,7 @@ use ringdrive::{
         Access, Image, Medium,
         compressed::{ExpandErrorKind, Expander},
         overlay::{Base, Overlays},
-        qcow2::{Container, Qcow2},
+        qcow2::Qcow2,
         url::shown,
     },
     scsi::Identity,
@@ -101,7 +101,7 @@ pub(crate) fn open(drive: &config::Drive, path: &Path, layers: &Layers) -> anyho
     let context = || format!("drive {:?}: cannot open its configured image", drive.name);
     let how @ (_, block_size) = (access, block_size(drive.kind, drive.block_size));
     let manner = drive.manner;
-    let image: Base = match Container::at(path).filter(|_| !manner.raw) {
+    let image: Base = match manner.container(path) {
         Some(container) => {
             let opened = Qcow2::open(path, container, how, manner, layers.overlays.runtime_dir());
             Box::new(opened.with_context(context)?)

@@ -11,7 +11,7 @@ use ringdrive::{
     config::{self, Config},
     drive::{Handover, HandoverError, KeptDrive, KeptImage, block_size},
     gadget::{KeptFiles, descriptors},
-    media::{Access, Image, Medium, qcow2::Container},
+    media::{Access, Image, Medium},
 };
 
 use crate::{
@@ -107,7 +107,7 @@ fn open(
         // One with an overlay, for example: the configuration says how to come by it.
         let path = assembly::path(drive).filter(|path| path.to_string_lossy() == image.name);
         let path = path.context("it is not a file alone")?.to_owned();
-        let is_qcow2 = !drive.manner.raw && Container::at(&path).is_some();
+        let is_qcow2 = drive.manner.container(&path).is_some();
         // A host would take what it has not synced for written.
         ensure!(!image.writable || drive.overlay.is_some() || !is_qcow2, "a qcow2 image that was written to");
         let (drive, layers) = (drive.clone(), layers.clone());

@@ -37,7 +37,7 @@ const EXPANDED_MAX: u64 = 16 << 20;
 const GROUPS_MAX: usize = 32;
 
 /// In L1 and L2 entries: where in the file.
-const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 const PACKED: u64 = 1 << 62;
 /// In L2 entries that are not extended.
 const ZERO: u64 = 1;
@@ -239,6 +239,11 @@ impl Chain {
                 }
             }
         }
+    }
+
+    /// log2 of the bytes of a cluster of the first layer.
+    pub(super) fn cluster_bits(&self) -> u32 {
+        self.table().map_or(0, |table| table.head.cluster_bits)
     }
 
     fn table(&self) -> Option<&Table> {

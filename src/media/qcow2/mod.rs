@@ -95,21 +95,13 @@ impl Shared {
                 return Extent::File { file: Arc::clone(image.file()), offset: ByteOffset(at), len };
             }
             (Ok((Slot::Damaged, len)), _) => return Extent::Fault { kind: FaultKind::Damaged, len },
-            (Ok((_, len)), _) => (self.first_place(range), len),
+            (Ok((_, len)), _) => (Need::Place { cluster: range.start().0 >> self.chain.cluster_bits() }, len),
             (Err(need), _) => (need, len),
         };
         match worker::want(&self.bell, Want::Places(range), need) {
             Ok(()) => Extent::Pending { len },
             Err(kind) => Extent::Fault { kind, len },
         }
-    }
-
-    fn first_place(&self, range: ByteRange) -> Need {
-        let bits = match self.chain.layers.first() {
-            Some(Layer::Qcow2(table)) => table.head.cluster_bits,
-            _ => 0,
-        };
-        Need::Place { cluster: range.start().0 >> bits }
     }
 
     fn name(&self) -> String {

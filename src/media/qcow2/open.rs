@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::{
     super::{Access, Image, MediaErrorKind, Medium, overlay::offline},
     Qcow2, Shared,
-    chain::{Chain, Layer, Table},
+    chain::{Chain, Layer, PLACE, Table},
     error::{Qcow2Error, Qcow2ErrorKind as Kind},
     header::{Backing, Head, LEN_MAX, MAGIC},
     worker::{self, Bell, read_at},
@@ -32,8 +32,6 @@ use crate::units::{BlockSize, ByteLen};
 const DEPTH_MAX: usize = 16;
 /// Entries of an L1 table that are looked at together.
 const PIECE: usize = 64 << 10;
-/// In L1 entries: where in the file.
-const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// A file that holds a disk, and is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +51,16 @@ pub struct Manner {
     pub backing: bool,
 }
 
+impl Manner {
+    /// What the file at `path` is to be taken as; `None`: as its bytes.
+    pub fn container(self, path: &Path) -> Option<Container> {
+        if self.raw { None } else { Container::at(path) }
+    }
+}
+
 impl Container {
     /// Of the regular file at `path`; `None`: it is none, or not to be read.
-    pub fn at(path: &Path) -> Option<Self> {
+    pub(super) fn at(path: &Path) -> Option<Self> {
         if !fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
             return None;
         }
@@ -71,7 +76,7 @@ impl Container {
         let mut first = [0; 68];
         let read = file.read_at(&mut first, 0).ok()?;
         match first.get(..read)? {
-            [b'Q', b'F', b'I', 0xfb, ..] => Some(Self::Qcow2),
+            first if first.starts_with(MAGIC) => Some(Self::Qcow2),
             [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Some(Self::Other("VMDK")),
             first if first.starts_with(b"# Disk DescriptorFile") => Some(Self::Other("VMDK")),
             first if first.starts_with(b"vhdxfile") => Some(Self::Other("VHDX")),

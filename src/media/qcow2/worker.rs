@@ -97,7 +97,7 @@ fn make_places(shared: &Shared, range: ByteRange) {
     let failed = shared.writer.as_ref().and_then(|writer| {
         let mut writer = writer.lock();
         let mut walk = Walk::new(shared);
-        let bits = walk.cluster_bits();
+        let bits = shared.chain.cluster_bits();
         let mut clusters = range.start().0 >> bits..=range.end().0.saturating_sub(1) >> bits;
         clusters.find_map(|cluster| {
             let failed = walk.make_place(&mut writer, cluster).err();
@@ -135,13 +135,6 @@ impl<'a> Walk<'a> {
         Self { shared, group: None, expanded: 0 }
     }
 
-    fn cluster_bits(&self) -> u32 {
-        match self.shared.chain.layers.first() {
-            Some(Layer::Qcow2(table)) => table.head.cluster_bits,
-            _ => 0,
-        }
-    }
-
     /// Finds a place for a cluster of the disk, and puts there what is in it.
     fn make_place(&mut self, writer: &mut Writer, cluster: u64) -> Result<(), FaultKind> {
         let chain = &self.shared.chain;
@@ -152,7 +145,7 @@ impl<'a> Walk<'a> {
                 Ok(Slot::Damaged) => return Err(FaultKind::Damaged),
                 Ok(Slot::NoTable { entry }) => {
                     let table = writer.take(chain).map_err(fail_with)?;
-                    chain.add_metadata([table >> self.cluster_bits()]);
+                    chain.add_metadata([table >> self.shared.chain.cluster_bits()]);
                     chain.change(entry, table | COPIED);
                 }
                 Ok(Slot::None { entry, reserved }) => {
@@ -169,7 +162,7 @@ impl<'a> Walk<'a> {
 
     /// What a host would read there, and zeroes behind the end of the disk.
     fn read_cluster(&mut self, cluster: u64) -> Result<Vec<u8>, FaultKind> {
-        let bits = self.cluster_bits();
+        let bits = self.shared.chain.cluster_bits();
         let start = ByteOffset(cluster << bits);
         let len = ByteLen(1 << bits).min(self.shared.left(start));
         let mut bytes = vec![0; ByteLen(1 << bits).to_usize()];
