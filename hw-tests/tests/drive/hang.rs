@@ -21,7 +21,7 @@ use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::wait::{wait_for, wait_until};
 use serde_json::Value;
 
-use crate::{Case, DAEMON};
+use crate::{Case, DAEMON, variable};
 
 pub(crate) const CASES: &[Case] =
     &[Case { name: "a_dead_file_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: hang }];
@@ -53,19 +53,13 @@ struct Run<'a> {
     gone: Duration,
 }
 
-fn number(name: &str, default: u64) -> Result<u64> {
-    let Some(text) = std::env::var_os(name) else { return Ok(default) };
-    let text = text.to_string_lossy();
-    text.parse().with_context(|| format!("{name} is {text:?}, which is no number"))
-}
-
 fn hang(board: &Board, backend: Backend) -> Result<()> {
     let scratch = board.scratch()?;
     let mut server = Server::start()?;
     let local = image::random(scratch.file("local"), 90, 4)?;
     let other = image::random(scratch.file("other"), 89, 4)?;
-    let outages = number("RINGDRIVE_OUTAGES", 2)?;
-    let gone = Duration::from_secs(number("RINGDRIVE_OUTAGE_SECONDS", 3)?);
+    let outages = variable("RINGDRIVE_OUTAGES", 2)?;
+    let gone = Duration::from_secs(variable("RINGDRIVE_OUTAGE_SECONDS", 3)?);
     let mut said = String::new();
     // As areas are mounted, where there is time for that: a soft one gives up after 15 s.
     let soft = if gone > SOFT { "softerr,timeo=50,retrans=2" } else { "soft,timeo=5,retrans=2" };

@@ -38,7 +38,7 @@ mod urls;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hw_tests::board::Board;
 use hw_tests::rig::Backend;
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -109,6 +109,13 @@ fn main() -> ExitCode {
         }
     }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// What an environment variable says, which makes a trial longer.
+pub(crate) fn variable(name: &str, default: u64) -> Result<u64> {
+    let Some(text) = std::env::var_os(name) else { return Ok(default) };
+    let text = text.to_string_lossy();
+    text.parse().with_context(|| format!("{name} is {text:?}, which is no number"))
 }
 
 fn trial(group: &str, case: &'static Case, backend: Backend, board: Result<Board, String>) -> Trial {

@@ -19,7 +19,7 @@ use hw_tests::tool;
 use hw_tests::wait::wait_until;
 use serde_json::{Value, json};
 
-use crate::{Case, DAEMON};
+use crate::{Case, DAEMON, variable};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "the_host_writes_to_an_overlay_which_is_dropped_kept_or_copied", on: DAEMON, run: life },
@@ -29,16 +29,12 @@ pub(crate) const CASES: &[Case] = &[
 /// The promise.
 const DISCARD: Duration = Duration::from_millis(100);
 
-pub(crate) fn number(variable: &str, otherwise: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
-}
-
 pub(crate) fn text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 fn life(board: &Board, backend: Backend) -> Result<()> {
-    let mib = number("RINGDRIVE_OVERLAY_MIB", 8);
+    let mib = variable("RINGDRIVE_OVERLAY_MIB", 8)?;
     let scratch = board.scratch()?;
     let base = image::random(scratch.file("base"), 60, mib + mib / 4 + 8)?;
     let golden = image::sha_of_file(&base)?;
@@ -164,7 +160,7 @@ fn killed(board: &Board, backend: Backend) -> Result<()> {
     let mut daemon = Daemon::serve(board, backend, &Setup::of([Drive::disk()]), &serial, &stem)?;
     let written: Vec<AtomicU64> = (0..PIECES).map(|_| AtomicU64::new(0)).collect();
     let mut unsure = None;
-    for round in 1..=number("RINGDRIVE_OVERLAY_KILLS", 3) {
+    for round in 1..=variable("RINGDRIVE_OVERLAY_KILLS", 3)? {
         insert(&daemon, &base, &overlay)?;
         let lun = UsbDevice::await_serial(&serial)?.await_lun(0, 0)?;
         must_hold(&lun, &written, unsure)?;

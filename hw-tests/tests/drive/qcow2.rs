@@ -12,8 +12,8 @@ use hw_tests::image::{self, Sha};
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::tool;
 
-use crate::overlay::{make_and_fill, must_be, number, text};
-use crate::{Case, DAEMON};
+use crate::overlay::{make_and_fill, must_be, text};
+use crate::{Case, DAEMON, variable};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "the_host_reads_the_disk_in_a_qcow2_file_as_qemu_img_does", on: DAEMON, run: read },
@@ -43,7 +43,7 @@ fn disk(path: PathBuf, mib: u64) -> Result<PathBuf> {
 }
 
 fn read(board: &Board, backend: Backend) -> Result<()> {
-    let mib = number("RINGDRIVE_QCOW2_MIB", 24);
+    let mib = variable("RINGDRIVE_QCOW2_MIB", 24)?;
     let scratch = board.scratch()?;
     let raw = disk(scratch.file("raw"), mib)?;
     let golden = image::sha_of_file(&raw)?;
@@ -98,7 +98,7 @@ fn chain(rig: &mut Rig, top: &Path, base: &Path) -> Result<()> {
 }
 
 fn write(board: &Board, backend: Backend) -> Result<()> {
-    let mib = number("RINGDRIVE_QCOW2_MIB", 8);
+    let mib = variable("RINGDRIVE_QCOW2_MIB", 8)?;
     let scratch = board.scratch()?;
     let raw = disk(scratch.file("raw"), mib + mib / 4 + 8)?;
     let before = image::sha_of_file(&raw)?;
@@ -124,7 +124,7 @@ fn write(board: &Board, backend: Backend) -> Result<()> {
 }
 
 fn write_beside(board: &Board, backend: Backend) -> Result<()> {
-    let mib = number("RINGDRIVE_QCOW2_MIB", 8);
+    let mib = variable("RINGDRIVE_QCOW2_MIB", 8)?;
     let scratch = board.scratch()?;
     let raw = disk(scratch.file("raw"), mib + mib / 4 + 8)?;
     let (base, overlay) = (scratch.file("base"), scratch.file("overlay"));

@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{Case, DAEMON, ENGINES};
+use crate::{Case, DAEMON, ENGINES, variable};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "a_changed_configuration_is_served_anew", on: DAEMON, run: changed },
@@ -76,10 +76,6 @@ impl Drop for Fio {
     }
 }
 
-fn count(variable: &str, usual: u32) -> u32 {
-    std::env::var(variable).ok().and_then(|value| value.parse().ok()).unwrap_or(usual)
-}
-
 /// Waits until the host waits for a read (0) or a write (1).
 fn await_in_flight(disk: &str, way: usize) -> Result<()> {
     let path = format!("/sys/class/block/{disk}/inflight");
@@ -109,7 +105,7 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
     let (lun, number) = (rig.lun(0)?, rig.device.number);
     let fio = Fio::start(&lun.node, scratch.file("fio.json"))?;
     let mut rng = fastrand::Rng::with_seed(5);
-    let (kills, restarts) = (count("RINGDRIVE_KILLS", 3), count("RINGDRIVE_RESTARTS", 1));
+    let (kills, restarts) = (variable("RINGDRIVE_KILLS", 3)?, variable("RINGDRIVE_RESTARTS", 1)?);
     let resets_before = resets()?;
     let mut slowest = Duration::ZERO;
     for round in 0..kills + restarts {

@@ -90,7 +90,8 @@ pub(super) fn second(mut speeds: Vec<f64>) -> Result<f64> {
     speeds.get(1).copied().context("no repeats")
 }
 
-fn speed(served: &Served, args: &OnBoardArgs) -> Result<f64> {
+/// What one test comes to.
+pub(super) fn speed(served: &Served, args: &OnBoardArgs) -> Result<f64> {
     let amount = TEST.amount(Source::Tmpfs, args.speed, Scale::Full);
     ensure!(amount <= HERE, "{amount} bytes are to be read, and {HERE} are here");
     Ok(fio::run(served.disk()?, served.server()?, TEST, amount)?.mb_s)

@@ -7,12 +7,11 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use xshell::Shell;
 
-use super::plan::{KIB, MIB, Pattern, Scale, Source, Test};
+use super::plan::{KIB, MIB, Pattern, Test};
 use super::served::{Medium, Served};
 use super::{Engine, OnBoardArgs, fetching, fio};
 
 const DIR: &str = "/run/bench-layers";
-const TEST: Test = Test { pattern: Pattern::Read, block: 120 * KIB };
 /// What the host writes before it reads, in pieces that are not those it reads.
 const WRITES: Test = Test { pattern: Pattern::RandomWrite, block: 4 * KIB };
 const WRITTEN: u64 = 8 * MIB;
@@ -43,9 +42,7 @@ fn measure(shell: &Shell, args: &OnBoardArgs, raw: Medium<'_>, engine: Engine) -
 }
 
 fn speed(served: &Served, args: &OnBoardArgs) -> Result<f64> {
-    let amount = TEST.amount(Source::Tmpfs, args.speed, Scale::Full);
-    let run = |_| Ok(fio::run(served.disk()?, served.server()?, TEST, amount)?.mb_s);
-    fetching::second(fetching::repeat(run)?)
+    fetching::second(fetching::repeat(|_| fetching::speed(served, args))?)
 }
 
 /// A sentence for each, from what the board printed.
