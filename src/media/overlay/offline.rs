@@ -28,7 +28,7 @@ use super::{
 use crate::{
     media::{
         Access, FaultKind, Image, MediaError, MediaErrorKind, Medium, Waker,
-        image::lock,
+        image::{lock, unlock},
         qcow2::{Container, Manner, Qcow2},
     },
     units::{BlockSize, ByteLen, ByteOffset, ByteRange},
@@ -164,9 +164,7 @@ fn open_locked(path: &Path, patience: Duration) -> Result<File, OverlayError> {
 fn open(path: &Path) -> Result<Opened, OverlayError> {
     let file = open_locked(path, LEAVE)?;
     let fail = |error| Storage.at(path, Some(error));
-    let mut bytes = vec![0; Head::LEN_MAX];
-    let read = file.read_at(&mut bytes, 0).map_err(fail)?;
-    let head = Head::parse(bytes.get(..read).unwrap_or_default());
+    let head = read_head(&file).map_err(fail)?;
     let head = head.map_err(|foreign| Kind::Foreign(foreign).at(path, None))?;
     let store = Store::load(&file, head.geometry).map_err(|error| match error {
         LoadError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -176,6 +174,12 @@ fn open(path: &Path) -> Result<Opened, OverlayError> {
         LoadError::Foreign(foreign) => Kind::Foreign(foreign).at(path, None),
     })?;
     Ok(Opened { path: path.to_owned(), file, head, store, folder: None })
+}
+
+fn read_head(file: &File) -> io::Result<Result<Head, Foreign>> {
+    let mut bytes = vec![0; Head::LEN_MAX];
+    let read = file.read_at(&mut bytes, 0)?;
+    Ok(Head::parse(bytes.get(..read).unwrap_or_default()))
 }
 
 /// One of which nothing is here, in place of whatever is at `path`.
@@ -220,7 +224,25 @@ pub fn status(path: &Path, runtime_dir: &Path) -> Result<(PathBuf, OverlayState)
 /// # Errors
 /// [`OverlayError`]: with its base as it is now, it is no disk.
 pub(in crate::media) fn settle(path: &Path, runtime_dir: &Path) -> Result<(), OverlayError> {
+    // Of those of others nothing is locked: somebody may be opening the same file for reading, and would find it in use.
+    if !is_overlay(path) {
+        return Ok(());
+    }
     let Ok(opened) = open(path) else { return Ok(()) };
+    let settled = put_in_order(&opened, runtime_dir);
+    // Closing it is not enough: a process that is being started has the descriptor, too, until it executes its program.
+    let _ = unlock(&opened.file);
+    settled
+}
+
+fn is_overlay(path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path);
+    file.is_ok_and(|file| read_head(&file).is_ok_and(|head| head.is_ok()))
+}
+
+fn put_in_order(opened: &Opened, runtime_dir: &Path) -> Result<(), OverlayError> {
+    let path = &opened.path;
     if opened.head.mark.committing {
         return Err(Kind::Committing.at(path, None));
     }
@@ -229,7 +251,7 @@ pub(in crate::media) fn settle(path: &Path, runtime_dir: &Path) -> Result<(), Ov
     if modified.is_some_and(|modified| modified != opened.head.mark.base_modified) {
         return Err(Kind::BaseChanged.at(path, None));
     }
-    merge(&opened, runtime_dir)
+    merge(opened, runtime_dir)
 }
 
 /// Adds what a daemon knew that was killed, and stores it.

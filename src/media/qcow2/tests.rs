@@ -349,6 +349,28 @@ fn commands_of_a_stream_find_their_tables_in_memory() {
 }
 
 #[test]
+fn many_open_one_file_at_the_same_time() {
+    let mut bench = Bench::new(8);
+    bench.raw("raw", 64 * KIB);
+    if !bench.convert(&[], "raw", "image") {
+        return;
+    }
+    let (bench, all) = (&bench, std::sync::Barrier::new(4));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                all.wait();
+                for _ in 0..200 {
+                    let begun = Instant::now();
+                    bench.try_open("image", false).unwrap();
+                    assert!(begun.elapsed() < Duration::from_secs(1), "they waited for each other");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn backing_files_are_read_only_where_somebody_said_so() {
     use Qcow2ErrorKind as Kind;
     let mut bench = Bench::new(11);
