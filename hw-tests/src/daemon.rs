@@ -210,6 +210,14 @@ impl Daemon {
         Self::start_keeping(&text, &stem, self.store.clone())
     }
 
+    /// Has this program started as the next daemon, and not the one of the first start.
+    ///
+    /// # Errors
+    /// There is no store, or no such program.
+    pub fn upgrade_to(&self, program: &Path) -> Result<()> {
+        self.store.as_ref().context("nothing is kept for another build")?.install(program)
+    }
+
     /// Where its control socket is.
     #[must_use]
     pub fn socket(&self) -> &Path {

@@ -38,10 +38,10 @@ impl Store {
     /// # Errors
     /// There is something at that path, or no such program.
     pub fn start(socket: PathBuf, program: &str) -> Result<Arc<Self>> {
-        let program = copy_of(program, &socket)?;
         let listener = UnixDatagram::bind(&socket).context("cannot bind the notify socket")?;
-        let kept = Kept::default();
-        let this = Arc::new(Self { socket, program, kept: Arc::clone(&kept) });
+        let (copy, kept) = (socket.with_file_name(program), Kept::default());
+        let this = Arc::new(Self { socket, program: copy, kept: Arc::clone(&kept) });
+        this.install(&on_path(program)?)?;
         let alive = Arc::downgrade(&this);
         std::thread::spawn(move || {
             while let Some(message) = receive(&listener) {
@@ -90,6 +90,17 @@ impl Store {
         command.spawn().with_context(|| format!("cannot start {}", program.display()))
     }
 
+    /// An upgrade: from now on, a copy of the program `from` is what starts.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub fn install(&self, from: &Path) -> Result<()> {
+        let new = self.program.with_extension("new");
+        std::fs::copy(from, &new).with_context(|| format!("cannot copy {}", from.display()))?;
+        // Not into a file that is being executed.
+        Ok(std::fs::rename(new, &self.program)?)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(String, OwnedFd)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -105,14 +116,14 @@ impl Drop for Store {
     }
 }
 
-fn copy_of(program: &str, beside: &Path) -> Result<PathBuf> {
+/// Where a program is that is to be on PATH.
+///
+/// # Errors
+/// It is not.
+pub fn on_path(program: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").context("no PATH")?;
     let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file());
-    let found =
-        found.with_context(|| format!("no {program} on PATH; build it with `cargo build --release`"))?;
-    let copy = beside.with_file_name(program);
-    std::fs::copy(&found, &copy).with_context(|| format!("cannot copy {}", found.display()))?;
-    Ok(copy)
+    found.with_context(|| format!("no {program} on PATH; build it with `cargo build --release`"))
 }
 
 fn receive(listener: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {

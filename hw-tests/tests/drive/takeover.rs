@@ -1,7 +1,8 @@
 //! The daemon dies under load, or is restarted, and another one takes over what a descriptor store has kept: a pause for the host, and
 //! nothing at all for the keyboard in the same gadget.
 //!
-//! `RINGDRIVE_KILLS=100 RINGDRIVE_RESTARTS=20` says how many of both; without it there are a few.
+//! `RINGDRIVE_KILLS=100 RINGDRIVE_RESTARTS=20` says how many of both; without it there are a few. With `RINGDRIVE_OTHER_BUILD=PROGRAM`
+//! each restart is one into another build: into that program, and back.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,10 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use hw_tests::board::Board;
 use hw_tests::configfs;
+use hw_tests::daemon::Daemon;
 use hw_tests::host::{Caching, UsbDevice};
 use hw_tests::image;
 use hw_tests::keyboard::Typist;
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
+use hw_tests::store;
 use hw_tests::tool;
 use hw_tests::wait::{ENUMERATION, wait_for};
 use nix::sys::signal::{Signal, kill};
@@ -95,6 +98,15 @@ fn resets() -> Result<usize> {
     Ok(log.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count())
 }
 
+/// Ends it so that a next one is started, which may be another build.
+fn end_for_restart(daemon: &mut Daemon, restart: u64) -> Result<()> {
+    daemon.terminate()?;
+    daemon.must_end_well()?;
+    let Some(other) = std::env::var_os("RINGDRIVE_OTHER_BUILD") else { return Ok(()) };
+    let is_there = restart % 2 == 1;
+    daemon.upgrade_to(&if is_there { store::on_path("ringdrived")? } else { other.into() })
+}
+
 fn under_load(board: &Board, backend: Backend) -> Result<()> {
     configfs::sweep()?;
     let scratch = board.scratch()?;
@@ -114,11 +126,9 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
         sleep(Duration::from_micros(rng.u64(..4000)));
         let daemon = rig.daemon()?;
         let ended = Instant::now();
-        if round < kills {
-            daemon.kill()?;
-        } else {
-            daemon.terminate()?;
-            daemon.must_end_well()?;
+        match round.checked_sub(kills) {
+            None => daemon.kill()?,
+            Some(restart) => end_for_restart(daemon, restart)?,
         }
         let again = daemon.start_again().with_context(|| format!("round {round}"))?;
         *daemon = again;
