@@ -132,7 +132,10 @@ impl Writer {
         chain.add_metadata(own);
         let (blocks, changed) = (BTreeMap::new(), BTreeSet::new());
         let cluster_bits = head.cluster_bits;
-        Ok(Ok(Self { disk, cluster_bits, table_at, table, blocks, changed, next, end }))
+        let mut writer = Self { disk, cluster_bits, table_at, table, blocks, changed, next, end };
+        // What is written behind the end of a file is to be read there: of all that there are places for, bytes are in it.
+        writer.lengthen(end.next_multiple_of(cluster), chain)?;
+        Ok(Ok(writer))
     }
 
     fn cluster(&self) -> u64 {

@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt;
 
 use super::{super::write::Disk, *};
 
+const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
+
 impl Bench {
     fn try_open_rw(&self, name: &str) -> Result<Qcow2, Qcow2Error> {
         let manner = Manner { raw: false, backing: true };
@@ -11,8 +13,15 @@ impl Bench {
         Qcow2::open(&self.path(name), Container::Qcow2, how, manner, &self.path("run"))
     }
 
+    /// The worker of a reader before may still hold the file for a moment.
     fn open_rw(&self, name: &str) -> Reader<Qcow2> {
-        Reader::new(self.try_open_rw(name).unwrap())
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.try_open_rw(name) {
+                Err(error) if error.kind == IN_USE && Instant::now() < until => std::thread::yield_now(),
+                opened => return Reader::new(opened.unwrap()),
+            }
+        }
     }
 
     /// Some blocks, with bytes of their own.
@@ -128,7 +137,30 @@ fn what_may_not_be_written_to_is_told_why() {
     bench.convert(&[], "raw", "image");
     let _held = bench.open("image");
     let error = bench.try_open_rw("image").unwrap_err();
-    assert_eq!(error.kind, Qcow2ErrorKind::Image(MediaErrorKind::InUse));
+    assert_eq!(error.kind, IN_USE);
+}
+
+#[test]
+fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is_there() {
+    let bench = Bench::new(34);
+    for write_of_qemu in ["write -P 7 0 64k", "write -z 0 64k"] {
+        let _ = fs::remove_file(bench.path("image"));
+        if !bench.create("cluster_size=64k,preallocation=metadata", "image", None, Some(64 * KIB)) {
+            return;
+        }
+        bench.io("image", &[write_of_qemu.to_owned()]);
+        let file = File::options().write(true).open(bench.path("image")).unwrap();
+        let end = file.metadata().unwrap().len().next_multiple_of(64 * KIB);
+        file.set_len(end - 60 * KIB).unwrap();
+        let mut model = bench.open("image").all(MIB).unwrap();
+        let reader = bench.open_rw("image");
+        write(&reader, 32 * KIB, &[9; 4096]);
+        model[32 << 10..36 << 10].fill(9);
+        assert!(reader.all(MIB).unwrap() == model, "{write_of_qemu}");
+        store(&reader);
+        drop(reader);
+        assert!(bench.open("image").all(MIB).unwrap() == model, "{write_of_qemu}");
+    }
 }
 
 const GIB: u64 = 1 << 30;
