@@ -163,6 +163,19 @@ fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is
     }
 }
 
+#[test]
+fn a_write_to_a_place_whose_table_cannot_be_read_fails() {
+    let bench = Bench::new(35);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    // As the worker does; no table is in memory yet.
+    reader.medium.shared.bell.done(Some((Need::Place { cluster: 3 }, FaultKind::Io)));
+    let extent = reader.medium.map_write(range_of(192 << 10, 4096));
+    assert!(matches!(extent, Extent::Fault { kind: FaultKind::Io, .. }), "{extent:?}");
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
