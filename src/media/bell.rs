@@ -207,6 +207,11 @@ impl<T: Task> Bell<T> {
         state.queue.tasks.is_empty() && state.asked.is_empty() && !state.closing
     }
 
+    /// What the first store that failed has failed with: nothing that is written from then on is ever made durable.
+    pub(super) fn lost(&self) -> Option<io::Error> {
+        self.state.lock().lost.map(error_of)
+    }
+
     /// The first task is done, or could not be.
     pub(super) fn done(&self, failed: Option<(T::Key, FaultKind)>) {
         let mut state = self.state.lock();

@@ -96,11 +96,13 @@ fn bring(shared: &Shared, range: ByteRange) {
 fn make_places(shared: &Shared, range: ByteRange) {
     let failed = shared.writer.as_ref().and_then(|writer| {
         let mut writer = writer.lock();
+        // What the file will never be told of would be kept in memory for ever.
+        let lost = shared.bell.lost().map(fail_with);
         let mut walk = Walk::new(shared);
         let bits = shared.chain.cluster_bits();
         let mut clusters = range.start().0 >> bits..=range.end().0.saturating_sub(1) >> bits;
         clusters.find_map(|cluster| {
-            let failed = walk.make_place(&mut writer, cluster).err();
+            let failed = lost.or_else(|| walk.make_place(&mut writer, cluster).err());
             failed.map(|kind| (Need::Place { cluster }, kind))
         })
     });

@@ -176,6 +176,23 @@ fn a_write_to_a_place_whose_table_cannot_be_read_fails() {
     assert!(matches!(extent, Extent::Fault { kind: FaultKind::Io, .. }), "{extent:?}");
 }
 
+#[test]
+fn after_a_store_has_failed_nothing_gets_a_place_any_more() {
+    let bench = Bench::new(36);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let (disk, reader) = bench.open_bad("image");
+    write(&reader, 0, &[1; 512]);
+    disk.fail(Op::Sync, libc::EIO);
+    assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::EIO));
+    disk.heal();
+    assert_eq!(fault_of_write(&reader, 64 << 10), FaultKind::Io);
+    // To places that are there it goes on.
+    write(&reader, 1024, &[2; 512]);
+    assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
@@ -199,18 +216,89 @@ fn no_host_writes_to_the_tables_of_a_file() {
             bench.patch("image", l2, &(bad | flag).to_be_bytes());
             let before = fs::read(bench.path("image")).unwrap();
             let reader = bench.open_rw("image");
-            let range = range_of(0, 4096);
-            let kind = loop {
-                match reader.medium.map_write(range) {
-                    Extent::Pending { .. } => drop(reader.woken.recv_timeout(Duration::from_secs(20))),
-                    Extent::Fault { kind, .. } => break kind,
-                    other => panic!("{bad:#x}: {other:?}"),
-                }
-            };
-            assert_eq!(kind, FaultKind::Damaged);
+            assert_eq!(fault_of_write(&reader, 0), FaultKind::Damaged, "{bad:#x}");
             store(&reader);
             assert!(fs::read(bench.path("image")).unwrap() == before, "{bad:#x}");
         }
+    }
+}
+
+/// Why nothing can be written there.
+fn fault_of_write(reader: &Reader<Qcow2>, at: usize) -> FaultKind {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        match reader.medium.map_write(range_of(at, 4096)) {
+            Extent::Pending { .. } if Instant::now() < until => {
+                let _ = reader.woken.recv_timeout(Duration::from_secs(20));
+            }
+            Extent::Fault { kind, .. } => return kind,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A file of which an operation fails, while somebody wants that.
+#[derive(Clone, Debug)]
+struct Bad {
+    file: Arc<File>,
+    failing: Arc<Mutex<Option<(Op, i32)>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Put,
+    Sync,
+}
+
+impl Bad {
+    fn fail(&self, op: Op, errno: i32) {
+        *self.failing.lock() = Some((op, errno));
+    }
+
+    fn heal(&self) {
+        *self.failing.lock() = None;
+    }
+
+    fn look(&self, op: Op) -> io::Result<()> {
+        let failing = self.failing.lock().filter(|(failing, _)| *failing == op);
+        failing.map_or(Ok(()), |(_, errno)| Err(io::Error::from_raw_os_error(errno)))
+    }
+}
+
+impl Disk for Bad {
+    fn get(&self, to: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.get(to, at)
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.look(Op::Put).and_then(|()| self.file.put(bytes, at))
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        self.file.grow(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.look(Op::Sync)
+    }
+}
+
+impl Bench {
+    fn open_with(&self, name: &str, disk: impl FnOnce(&Arc<File>) -> Box<dyn Disk>) -> Reader<Qcow2> {
+        let path = self.path(name);
+        let image = Image::open_container(&path, Access::ReadWrite).unwrap();
+        let (run, manner) = (self.path("run"), Manner { raw: false, backing: true });
+        let place = Some((self.dir.path(), &*run));
+        Reader::new(Qcow2::with(image, &path, place, manner, BlockSize::B512, disk).unwrap())
+    }
+
+    fn open_bad(&self, name: &str) -> (Bad, Reader<Qcow2>) {
+        let mut bad = None;
+        let reader = self.open_with(name, |file| {
+            let disk = Bad { file: Arc::clone(file), failing: Arc::default() };
+            Box::new(bad.insert(disk).clone())
+        });
+        (bad.unwrap(), reader)
     }
 }
 
@@ -291,13 +379,8 @@ fn a_power_cut_leaves_a_sound_file_with_each_block_old_or_new_and_what_was_store
         }
         let born = fs::read(bench.path("image")).unwrap();
         let log: Arc<Mutex<Vec<Call>>> = Arc::default();
-        let (noted, path) = (Arc::clone(&log), bench.path("image"));
-        let image = Image::open_container(&path, Access::ReadWrite).unwrap();
-        let (run, manner) = (bench.path("run"), Manner { raw: false, backing: true });
-        let place = Some((bench.dir.path(), &*run));
-        let disk =
-            |file: &Arc<File>| -> Box<dyn Disk> { Box::new(Logged { file: Arc::clone(file), log: noted }) };
-        let reader = Reader::new(Qcow2::with(image, &path, place, manner, BlockSize::B512, disk).unwrap());
+        let noted = Arc::clone(&log);
+        let reader = bench.open_with("image", |file| Box::new(Logged { file: Arc::clone(file), log: noted }));
         let mut now = reader.all(MIB).unwrap();
         let mut history = vec![(0, now.clone(), true)];
         for number in 1..60_u8 {
