@@ -5,8 +5,8 @@
 //!   Waiting ──► a task, or a store that was asked for ──► a store that is due ──► Waiting
 //!      └── closed ──► ends, after what is at hand
 //! ```
-//! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once a store has
-//! failed, all later ones do: the kernel tells of what it could not store once.
+//! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once something is
+//! lost, all later stores fail: the kernel tells of what it could not store once.
 
 use std::{
     collections::VecDeque,
@@ -61,6 +61,21 @@ pub(super) struct Queue<T: Task> {
     tasks: VecDeque<T>,
     /// What could not be done, why, and when; told once, to whoever waits for it.
     failed: Option<(T::Key, FaultKind, Instant)>,
+}
+
+/// Why a store has failed.
+#[derive(Debug)]
+pub(super) enum Unstored {
+    /// What was written may be lost.
+    Lost(io::Error),
+    /// All is still where it was, and may be stored another time.
+    NotYet(io::Error),
+}
+
+impl From<io::Error> for Unstored {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
+    }
 }
 
 /// What a worker does next.
@@ -223,24 +238,41 @@ impl<T: Task> Bell<T> {
         self.wake();
     }
 
-    /// Makes all durable by `make_durable`, and answers who has asked. The error, if it is the first.
-    pub(super) fn store(&self, make_durable: impl FnOnce() -> io::Result<()>) -> Option<io::Error> {
+    /// Makes all durable by `make_durable`, and answers who has asked. Why that has failed, unless something was lost before.
+    pub(super) fn store(&self, make_durable: impl FnOnce() -> Result<(), Unstored>) -> Option<Unstored> {
         let (asked, before) = {
             let mut state = self.state.lock();
             state.unstored_since = None;
             (std::mem::take(&mut state.asked), state.lost)
         };
-        let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-        let lost = before.or_else(|| make_durable().err().map(errno));
+        let failed = match before {
+            Some(_) => None,
+            None => make_durable().err(),
+        };
         let mut state = self.state.lock();
-        state.lost = lost;
+        let short = match &failed {
+            Some(Unstored::Lost(error)) => {
+                state.lost.get_or_insert(errno_of(error));
+                None
+            }
+            Some(Unstored::NotYet(error)) => {
+                state.unstored_since.get_or_insert_with(Instant::now);
+                Some(errno_of(error))
+            }
+            None => None,
+        };
+        let result = state.lost.or(short);
         for ticket in asked {
-            state.stored.push_back((ticket, lost.map_or(Ok(()), |errno| Err(error_of(errno)))));
+            state.stored.push_back((ticket, result.map_or(Ok(()), |errno| Err(error_of(errno)))));
         }
         drop(state);
         self.wake();
-        lost.filter(|_| before.is_none()).map(error_of)
+        failed
     }
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn error_of(errno: i32) -> io::Error {
@@ -258,5 +290,9 @@ where
 
     fn next(&self) -> Option<(u32, io::Result<()>)> {
         self.state.lock().stored.pop_front()
+    }
+
+    fn has_lost(&self) -> bool {
+        self.state.lock().lost.is_some()
     }
 }

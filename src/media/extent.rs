@@ -113,6 +113,9 @@ pub trait Store {
 
     /// One that has ended, with its ticket.
     fn next(&self) -> Option<(u32, io::Result<()>)>;
+
+    /// Whether something that was written may be lost for good. If not, one that has failed may be tried again.
+    fn has_lost(&self) -> bool;
 }
 
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations

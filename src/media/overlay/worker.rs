@@ -13,7 +13,7 @@ use std::{
 use super::{
     super::{
         Extent, FaultKind,
-        bell::{self, Task, Work},
+        bell::{self, Task, Unstored, Work},
     },
     Shared,
     store::BlockFile,
@@ -71,8 +71,11 @@ pub(super) fn step(shared: &Shared, file: &impl BlockFile) {
 }
 
 fn store(shared: &Shared, file: &impl BlockFile) {
-    let lost = shared.bell.store(|| shared.make_durable(file).inspect_err(|_| shared.forget_unstored()));
-    if let Some(error) = lost {
+    let make_durable = || {
+        shared.make_durable(file).inspect_err(|_| shared.forget_unstored())?;
+        Ok(())
+    };
+    if let Some(Unstored::Lost(error) | Unstored::NotYet(error)) = shared.bell.store(make_durable) {
         tracing::error!(overlay = %shared.path.display(), %error,
             "what the host wrote could not be stored and may be lost");
     }

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::{
     super::{
         Extent, FaultKind,
-        bell::{self, Task, Work},
+        bell::{self, Task, Unstored, Work},
         compressed::zstd,
     },
     Shared,
@@ -119,8 +119,14 @@ fn store(shared: &Shared) {
         Some(writer) => writer.lock().store(&shared.chain),
         None => Ok(()),
     };
-    if let Some(error) = shared.bell.store(make_durable) {
-        tracing::error!(image = %shared.name(), %error, "what the host wrote could not be stored and may be lost");
+    match shared.bell.store(make_durable) {
+        None => {}
+        Some(Unstored::Lost(error)) => {
+            tracing::error!(image = %shared.name(), %error, "what the host wrote could not be stored and may be lost");
+        }
+        Some(Unstored::NotYet(error)) => {
+            tracing::warn!(image = %shared.name(), %error, "what the host wrote cannot be stored yet; it is tried again");
+        }
     }
 }
 
@@ -146,17 +152,18 @@ impl<'a> Walk<'a> {
                 Ok(Slot::Here(_)) => return Ok(()),
                 Ok(Slot::Damaged) => return Err(FaultKind::Damaged),
                 Ok(Slot::NoTable { entry }) => {
-                    let table = writer.take(chain).map_err(fail_with)?;
-                    chain.add_metadata([table >> self.shared.chain.cluster_bits()]);
+                    let table = writer.place_table(chain).map_err(fail_with)?;
+                    chain.add_metadata([table >> chain.cluster_bits()]);
                     chain.change(entry, table | COPIED);
                 }
                 Ok(Slot::None { entry, reserved }) => {
                     let old = self.read_cluster(cluster)?;
-                    let is_blank = old.iter().all(|byte| *byte == 0);
-                    // One that is new reads as zeroes.
-                    let fill = (reserved.is_some() || !is_blank).then_some(&*old);
-                    let at = reserved.map_or_else(|| writer.take(chain), Ok).map_err(fail_with)?;
-                    return writer.fill(chain, at, fill, entry).map_err(fail_with);
+                    let at = match reserved {
+                        Some(at) => writer.fill(at, &old).map(|()| at),
+                        None => writer.place(chain, &old, true),
+                    };
+                    chain.change(entry, at.map_err(fail_with)? | COPIED);
+                    return Ok(());
                 }
             }
         }

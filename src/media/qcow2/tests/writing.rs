@@ -24,6 +24,12 @@ impl Bench {
         }
     }
 
+    /// Drops it, and waits until nobody holds the file.
+    fn let_go(&self, name: &str, reader: Reader<Qcow2>) {
+        drop(reader);
+        drop(self.open_rw(name));
+    }
+
     /// Some blocks, with bytes of their own.
     fn some_bytes(&mut self, disk: usize, most: usize) -> (usize, Vec<u8>) {
         let at = self.random.usize(..disk / 512) * 512;
@@ -158,7 +164,7 @@ fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is
         model[32 << 10..36 << 10].fill(9);
         assert!(reader.all(MIB).unwrap() == model, "{write_of_qemu}");
         store(&reader);
-        drop(reader);
+        bench.let_go("image", reader);
         assert!(bench.open("image").all(MIB).unwrap() == model, "{write_of_qemu}");
     }
 }
@@ -191,6 +197,36 @@ fn after_a_store_has_failed_nothing_gets_a_place_any_more() {
     // To places that are there it goes on.
     write(&reader, 1024, &[2; 512]);
     assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn without_room_the_write_that_needs_a_place_fails_and_a_store_is_tried_again() {
+    let mut bench = Bench::new(37);
+    if !bench.create("cluster_size=1k", "image", None, Some(MIB)) {
+        return;
+    }
+    let (disk, reader) = bench.open_bad("image");
+    let mut model = vec![0; 1 << 20];
+    for at in [0, 512 << 10] {
+        // Each needs an L2 table; the rest of their clusters may be holes.
+        disk.fail(Op::Put, libc::ENOSPC);
+        for _ in 0..3 {
+            assert_eq!(fault_of_write(&reader, at), FaultKind::NoSpace);
+        }
+        disk.heal();
+        write(&reader, ByteLen::from(at).0, &[1; 512]);
+        model[at..at + 512].fill(1);
+        disk.fail(Op::Put, libc::ENOSPC);
+        assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        assert!(!reader.medium.own_store().unwrap().has_lost());
+        disk.heal();
+        store(&reader);
+    }
+    drop(disk);
+    bench.let_go("image", reader);
+    // No place is counted and not used.
+    must("qemu-img", &["check", "-q", "-f", "qcow2", &bench.text("image")]);
+    bench.must_hold("image", &model);
 }
 
 const GIB: u64 = 1 << 30;
