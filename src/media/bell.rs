@@ -2,16 +2,19 @@
 //! media that have a worker, `overlay` and `qcow2`.
 //!
 //! ```text
-//!   Waiting ──► a task, or a store that was asked for ──► a store that is due ──► Waiting
+//!   Waiting ──► a store that is due, flushed ──► a task, or a store that was asked for ──► Waiting
+//!      ├── a store is due ──► a thread of its own flushes the file ──► the store finds little to wait for
 //!      └── closed ──► ends, after what is at hand
 //! ```
+//! A sync of hundreds of MB takes longer than a host waits for a table or a place, so that the worker is not who waits for it.
 //! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once something is
 //! lost, all later stores fail: the kernel tells of what it could not store once.
 
 use std::{
     collections::VecDeque,
     fmt, io,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -47,12 +50,22 @@ struct State<T: Task> {
     queue: Queue<T>,
     asked: Vec<u32>,
     stored: VecDeque<(u32, io::Result<()>)>,
-    /// Something was written since the last store began.
-    unstored_since: Option<Instant>,
-    /// What the first store that failed has failed with.
+    /// When what was written since the last store began is to be stored.
+    due: Option<Instant>,
+    flush: Flush,
+    /// What the kernel has told of what it could not store, and whether a store has said so.
     lost: Option<i32>,
+    told: bool,
     busy: bool,
     closing: bool,
+}
+
+/// Of the file, before a store that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    None,
+    Running,
+    Done,
 }
 
 /// The tasks, in the order in which they are done.
@@ -81,6 +94,7 @@ impl From<io::Error> for Unstored {
 /// What a worker does next.
 pub(super) enum Work<T> {
     Do(T),
+    Flush,
     Store,
     End,
 }
@@ -91,8 +105,10 @@ impl<T: Task> Default for Bell<T> {
             queue: Queue { tasks: VecDeque::new(), failed: None },
             asked: Vec::new(),
             stored: VecDeque::new(),
-            unstored_since: None,
+            due: None,
+            flush: Flush::None,
             lost: None,
+            told: false,
             busy: false,
             closing: false,
         };
@@ -126,18 +142,26 @@ impl<T: Task> Queue<T> {
 }
 
 impl<T: Task> State<T> {
-    fn due(&self) -> Option<Instant> {
-        self.unstored_since.map(|since| since + STORE_EVERY)
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
     }
 
     fn work(&self) -> Option<Work<T>> {
         let is_asked = !self.asked.is_empty();
-        match self.queue.tasks.front() {
+        match (self.queue.tasks.front(), self.flush) {
             _ if self.closing => Some(Work::End),
             _ if T::STORES_FIRST && is_asked => Some(Work::Store),
-            Some(task) => Some(Work::Do(*task)),
-            None => (is_asked || self.due().is_some_and(|due| due <= Instant::now())).then_some(Work::Store),
+            (_, Flush::None) if self.is_due() => Some(Work::Flush),
+            (_, Flush::Done) if self.is_due() => Some(Work::Store),
+            (Some(task), _) => Some(Work::Do(*task)),
+            (None, _) => is_asked.then_some(Work::Store),
         }
+    }
+
+    fn lose(&mut self, error: &io::Error) {
+        self.lost.get_or_insert(errno_of(error));
+        // That people hear of it.
+        self.due.get_or_insert_with(Instant::now);
     }
 }
 
@@ -161,10 +185,18 @@ impl<T: Task> Bell<T> {
     /// Something is to be made durable at its time.
     pub(super) fn written(&self) {
         let mut state = self.state.lock();
-        if state.unstored_since.is_none() {
-            state.unstored_since = Some(Instant::now());
+        if state.due.is_none() {
+            state.due = Some(Instant::now() + STORE_EVERY);
             self.changed.notify_all();
         }
+    }
+
+    /// Much is to be made durable.
+    pub(super) fn hurry(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.due = Some(state.due.map_or(now, |due| due.min(now)));
+        self.changed.notify_all();
     }
 
     /// Ends the worker. Whether that is at once.
@@ -194,7 +226,7 @@ impl<T: Task> Bell<T> {
                 state.busy = true;
                 return work;
             }
-            match state.due() {
+            match state.due.filter(|_| state.flush != Flush::Running) {
                 Some(due) => drop(self.changed.wait_until(&mut state, due)),
                 None => self.changed.wait(&mut state),
             }
@@ -238,36 +270,74 @@ impl<T: Task> Bell<T> {
         self.wake();
     }
 
-    /// Makes all durable by `make_durable`, and answers who has asked. Why that has failed, unless something was lost before.
+    /// Makes all durable by `make_durable`, and answers who has asked. Why that has failed; of what is lost, once.
     pub(super) fn store(&self, make_durable: impl FnOnce() -> Result<(), Unstored>) -> Option<Unstored> {
         let (asked, before) = {
             let mut state = self.state.lock();
-            state.unstored_since = None;
+            state.due = None;
             (std::mem::take(&mut state.asked), state.lost)
         };
-        let failed = match before {
-            Some(_) => None,
-            None => make_durable().err(),
-        };
+        let failed = if before.is_some() { None } else { make_durable().err() };
         let mut state = self.state.lock();
-        let short = match &failed {
+        // A flush may have been told of what this one was not.
+        while state.flush == Flush::Running && !state.closing {
+            self.changed.wait(&mut state);
+        }
+        state.flush = match state.flush {
+            Flush::Running => Flush::Running,
+            Flush::None | Flush::Done => Flush::None,
+        };
+        let not_yet = match failed {
             Some(Unstored::Lost(error)) => {
-                state.lost.get_or_insert(errno_of(error));
+                state.lost.get_or_insert(errno_of(&error));
                 None
             }
             Some(Unstored::NotYet(error)) => {
-                state.unstored_since.get_or_insert_with(Instant::now);
-                Some(errno_of(error))
+                state.due.get_or_insert_with(|| Instant::now() + STORE_EVERY);
+                Some(error)
             }
             None => None,
         };
-        let result = state.lost.or(short);
+        let result = state.lost.or(not_yet.as_ref().map(errno_of));
         for ticket in asked {
             state.stored.push_back((ticket, result.map_or(Ok(()), |errno| Err(error_of(errno)))));
         }
+        let failed = match state.lost {
+            Some(_) if state.told => None,
+            Some(errno) => Some(Unstored::Lost(error_of(errno))),
+            None => not_yet.map(Unstored::NotYet),
+        };
+        state.told = state.lost.is_some();
         drop(state);
         self.wake();
         failed
+    }
+
+    /// A flush has ended.
+    fn flushed(&self, result: io::Result<()>) {
+        let mut state = self.state.lock();
+        if let Err(error) = result {
+            state.lose(&error);
+        }
+        // What was asked for meanwhile may have stored it all.
+        state.flush = if state.is_due() { Flush::Done } else { Flush::None };
+        self.changed.notify_all();
+    }
+}
+
+impl<T: Task + Send + 'static> Bell<T>
+where
+    T::Key: Send,
+{
+    /// Has `sync` called by a thread of its own, for which nobody waits at the end.
+    pub(super) fn flush(self: &Arc<Self>, sync: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        self.state.lock().flush = Flush::Running;
+        let bell = Arc::clone(self);
+        let flush = move || bell.flushed(sync());
+        if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_err() {
+            // The store does all of it then.
+            self.flushed(Ok(()));
+        }
     }
 }
 
@@ -296,3 +366,6 @@ where
         self.state.lock().lost.is_some()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -217,7 +217,7 @@ impl Held {
 
     /// Whether [`Held::work`] has something to do.
     pub fn has_work(&self) -> bool {
-        matches!(self.0.bell.work(), Some(Work::Do(_) | Work::Store))
+        matches!(self.0.bell.work(), Some(Work::Do(_) | Work::Flush | Work::Store))
     }
 
     /// Does one thing that the worker of an overlay would do that has none. What it does to the overlay's file goes by way of `file`.

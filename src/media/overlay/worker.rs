@@ -54,6 +54,12 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
         loop {
             match shared.bell.next() {
                 Work::Do(torn) => copy(&shared, &*shared.file, torn),
+                // Nobody syncs what goes with the eject.
+                Work::Flush if shared.passes() => store(&shared, &*shared.file),
+                Work::Flush => {
+                    let file = Arc::clone(&shared.file);
+                    shared.bell.flush(move || file.sync_data());
+                }
                 Work::Store => store(&shared, &*shared.file),
                 Work::End => return,
             }
@@ -65,7 +71,7 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
 pub(super) fn step(shared: &Shared, file: &impl BlockFile) {
     match shared.bell.work() {
         Some(Work::Do(torn)) => copy(shared, file, torn),
-        Some(Work::Store) => store(shared, file),
+        Some(Work::Flush | Work::Store) => store(shared, file),
         Some(Work::End) | None => {}
     }
 }
@@ -76,6 +82,8 @@ fn store(shared: &Shared, file: &impl BlockFile) {
         Ok(())
     };
     if let Some(Unstored::Lost(error) | Unstored::NotYet(error)) = shared.bell.store(make_durable) {
+        // A flush may have been told of it.
+        shared.forget_unstored();
         tracing::error!(overlay = %shared.path.display(), %error,
             "what the host wrote could not be stored and may be lost");
     }

@@ -48,7 +48,7 @@ struct Shared {
     stored: ByteLen,
     len: ByteLen,
     block_size: BlockSize,
-    bell: Bell,
+    bell: Arc<Bell>,
     /// Of one that may be written to.
     writer: Option<Mutex<Writer>>,
 }
@@ -196,7 +196,7 @@ impl Medium for Qcow2 {
     }
 
     fn own_store(&self) -> Option<&dyn Store> {
-        self.writable().then_some(&self.shared.bell)
+        self.writable().then_some(&*self.shared.bell)
     }
 }
 

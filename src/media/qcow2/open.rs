@@ -147,7 +147,8 @@ impl Qcow2 {
             }
             Access::ReadWrite => Some(Mutex::new(writer(table, &chain, path, disk(table.image.file()))?)),
         };
-        let shared = Arc::new(Shared { chain, stored, len, block_size, bell: Bell::default(), writer });
+        let shared =
+            Arc::new(Shared { chain, stored, len, block_size, bell: Arc::<Bell>::default(), writer });
         let worker = worker::start(&shared).map_err(|error| image_error(path, error))?;
         Ok(Self { shared, worker: Some(worker) })
     }

@@ -30,8 +30,9 @@ const PAGES_A_RANGE: usize = 64;
 const EXPANDED_A_RANGE: u64 = 1 << 20;
 /// Of a cluster of 2 MiB, compressed by QEMU, and more.
 const WINDOW_MAX: u64 = 8 << 20;
-/// Places that the file is not told of yet.
-const CHANGES_MAX: usize = 16 << 10;
+/// Entries that the file is not told of yet, before it is told without being asked; and at which no other is made before that.
+const CHANGES_MANY: usize = 16 << 10;
+const CHANGES_MAX: usize = 4 * CHANGES_MANY;
 
 /// A range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,10 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
             match shared.bell.next() {
                 Work::Do(Want::Bytes(range)) => bring(&shared, range),
                 Work::Do(Want::Places(range)) => make_places(&shared, range),
+                Work::Flush => {
+                    let file = shared.images().next().map(|image| Arc::clone(image.file()));
+                    shared.bell.flush(move || file.map_or(Ok(()), |file| file.sync_data()));
+                }
                 Work::Store => store(&shared),
                 Work::End => return,
             }
@@ -106,10 +111,11 @@ fn make_places(shared: &Shared, range: ByteRange) {
             failed.map(|kind| (Need::Place { cluster }, kind))
         })
     });
-    let full = shared.chain.changes_len() > CHANGES_MAX;
     shared.bell.written();
-    if full {
-        store(shared);
+    match shared.chain.changes_len() {
+        CHANGES_MAX.. => store(shared),
+        CHANGES_MANY.. => shared.bell.hurry(),
+        _ => {}
     }
     shared.bell.done(failed);
 }
