@@ -257,14 +257,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// With a write that fails the kernel may have told of bytes that were written before, and tells nobody else: one that is to be
-    /// durable asks for all that could not be stored of the file; NFS tells any write of what there is no room for.
+    /// durable asks for all that could not be stored of the file, and of others see [`Residence::tells_of_others`].
     pub(super) fn note_write_ended(&mut self, flight: &Flight, done: &Moved) {
         let flights::Purpose { lun, image, written, .. } = flight.purpose;
         let (MoveOp::Write, Err(error)) = (done.op, &done.result) else { return };
-        let no_room =
-            matches!(FaultKind::from(error), FaultKind::NoSpace | FaultKind::Quota | FaultKind::TooLarge);
-        let tells =
-            |loaded: &Loaded| flight.durable || no_room && loaded.image.residence() == Residence::Remote;
+        let kind = FaultKind::from(error);
+        let tells = |loaded: &Loaded| flight.durable || loaded.image.residence().tells_of_others(kind);
         if self
             .loaded(lun)
             .is_some_and(|loaded| loaded.number == image && loaded.was_dirty(written) && tells(loaded))

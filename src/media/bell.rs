@@ -313,6 +313,12 @@ impl<T: Task> Bell<T> {
         failed
     }
 
+    /// Something that was written is lost, as the kernel has told.
+    pub(super) fn lose(&self, error: &io::Error) {
+        self.state.lock().lose(error);
+        self.changed.notify_all();
+    }
+
     /// A flush has ended.
     fn flushed(&self, result: io::Result<()>) {
         let mut state = self.state.lock();

@@ -95,7 +95,7 @@ fn copy(shared: &Shared, file: &impl BlockFile, Torn(at): Torn) {
         let mut bytes = vec![0; range.len().to_usize()];
         read(&|range| shared.base.map(range), &shared.bell, range, &mut bytes)?;
         let place = shared.store.geometry().data(range.start());
-        file.put(&bytes, place.0).map_err(|error| FaultKind::from(&error))?;
+        file.put(&bytes, place.0).map_err(|error| shared.put_failed(&error))?;
         shared.written(range).map(drop)
     });
     shared.bell.done(copied.err().map(|kind| (at, kind)));

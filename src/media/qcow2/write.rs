@@ -18,10 +18,10 @@ use std::{
 };
 
 use super::{
-    super::{FaultKind, bell::Unstored},
+    super::{FaultKind, Residence, bell::Unstored},
     chain::Chain,
     header::Head,
-    worker::read_at,
+    worker::{Bell, read_at},
 };
 use crate::units::ByteLen;
 
@@ -61,6 +61,36 @@ impl Disk for Arc<File> {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+/// A file whose writes may fail with what became of those before.
+#[derive(Debug)]
+pub(super) struct Telling {
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) residence: Residence,
+    pub(super) bell: Arc<Bell>,
+}
+
+impl Disk for Telling {
+    fn get(&self, to: &mut [u8], at: u64) -> io::Result<usize> {
+        self.disk.get(to, at)
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.disk.put(bytes, at).inspect_err(|error| {
+            if self.residence.tells_of_others(FaultKind::from(error)) {
+                self.bell.lose(error);
+            }
+        })
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        self.disk.grow(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{super::write::Disk, *};
+use super::{
+    super::write::{Disk, Telling},
+    *,
+};
 
 const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
 
@@ -227,6 +230,22 @@ fn without_room_the_write_that_needs_a_place_fails_and_a_store_is_tried_again() 
     // No place is counted and not used.
     must("qemu-img", &["check", "-q", "-f", "qcow2", &bench.text("image")]);
     bench.must_hold("image", &model);
+}
+
+#[test]
+fn on_a_network_a_write_without_room_tells_the_stores_that_something_is_lost() {
+    for (residence, is_lost) in [(Residence::Local, false), (Residence::Remote, true)] {
+        let (file, bell) = (Arc::new(tempfile::tempfile().unwrap()), Arc::<Bell>::default());
+        let bad = Bad { file, failing: Arc::default() };
+        let disk = Telling { disk: Box::new(bad.clone()), residence, bell: Arc::clone(&bell) };
+        bad.fail(Op::Put, libc::EIO);
+        assert!(disk.put(&[0], 0).is_err() && !bell.has_lost(), "others are told at a sync");
+        bad.fail(Op::Put, libc::EDQUOT);
+        assert!(disk.put(&[0], 0).is_err());
+        assert_eq!(bell.has_lost(), is_lost);
+        // What fsync(2) says then no longer matters.
+        assert_eq!(bell.store(|| Ok(())).is_some(), is_lost);
+    }
 }
 
 const GIB: u64 = 1 << 30;
