@@ -182,7 +182,7 @@ impl<T: Task> Bell<T> {
         seen
     }
 
-    /// Something is to be made durable at its time.
+    /// Something was written, and is to be made durable at its time.
     pub(super) fn written(&self) {
         let mut state = self.state.lock();
         if state.due.is_none() {
@@ -231,6 +231,12 @@ impl<T: Task> Bell<T> {
                 None => self.changed.wait(&mut state),
             }
         }
+    }
+
+    /// Whether a store is to come that nobody has asked for.
+    #[cfg(test)]
+    pub(super) fn will_store(&self) -> bool {
+        self.state.lock().due.is_some()
     }
 
     /// What is to be done now, if anything is.

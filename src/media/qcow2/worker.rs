@@ -111,7 +111,6 @@ fn make_places(shared: &Shared, range: ByteRange) {
             failed.map(|kind| (Need::Place { cluster }, kind))
         })
     });
-    shared.bell.written();
     match shared.chain.changes_len() {
         CHANGES_MAX.. => store(shared),
         CHANGES_MANY.. => shared.bell.hurry(),

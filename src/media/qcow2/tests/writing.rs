@@ -248,6 +248,21 @@ fn on_a_network_a_write_without_room_tells_the_stores_that_something_is_lost() {
     }
 }
 
+#[test]
+fn what_is_written_to_a_place_that_was_there_is_stored_at_its_time_too() {
+    let bench = Bench::new(38);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    for n in 0..2 {
+        write(&reader, n * 512, &[1; 512]);
+        assert!(reader.medium.shared.bell.will_store());
+        store(&reader);
+        assert!(!reader.medium.shared.bell.will_store());
+    }
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
