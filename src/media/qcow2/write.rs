@@ -56,7 +56,8 @@ impl Disk for Arc<File> {
     }
 
     fn grow(&self, len: u64) -> io::Result<()> {
-        self.set_len(len)
+        // It may be longer than is known where file systems have no locks.
+        if self.metadata()?.len() < len { self.set_len(len) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -263,6 +263,18 @@ fn what_is_written_to_a_place_that_was_there_is_stored_at_its_time_too() {
     }
 }
 
+#[test]
+fn a_file_that_others_have_made_longer_is_not_cut_off() {
+    let bench = Bench::new(39);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    File::options().write(true).open(bench.path("image")).unwrap().set_len(8 * MIB).unwrap();
+    write(&reader, 0, &[1; 512]);
+    assert_eq!(fs::metadata(bench.path("image")).unwrap().size(), 8 * MIB);
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
