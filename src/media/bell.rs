@@ -56,6 +56,8 @@ struct State<T: Task> {
     /// What the kernel has told of what it could not store, and whether a store has said so.
     lost: Option<i32>,
     told: bool,
+    /// Counts wake-ups.
+    news: u64,
     busy: bool,
     closing: bool,
 }
@@ -109,6 +111,7 @@ impl<T: Task> Default for Bell<T> {
             flush: Flush::None,
             lost: None,
             told: false,
+            news: 0,
             busy: false,
             closing: false,
         };
@@ -208,6 +211,7 @@ impl<T: Task> Bell<T> {
     }
 
     pub(super) fn wake(&self) {
+        self.state.lock().news += 1;
         if let Some(waker) = self.waker.get() {
             waker.wake();
         }
@@ -244,11 +248,16 @@ impl<T: Task> Bell<T> {
         self.state.lock().work()
     }
 
-    /// Waits for news, not longer than that. `false`, at once: it is to end.
-    pub(super) fn wait(&self, most: Duration) -> bool {
+    /// How much news there was, for [`Bell::wait`].
+    pub(super) fn news(&self) -> u64 {
+        self.state.lock().news
+    }
+
+    /// Waits for more news than somebody has seen, not longer than that. `false`, at once: it is to end.
+    pub(super) fn wait(&self, seen: u64, most: Duration) -> bool {
         let mut state = self.state.lock();
         let goes_on = !state.closing;
-        if goes_on {
+        if goes_on && state.news == seen {
             self.changed.wait_for(&mut state, most);
         }
         goes_on

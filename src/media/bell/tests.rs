@@ -52,6 +52,15 @@ fn a_store_that_was_asked_for_tells_what_a_flush_was_told() {
 }
 
 #[test]
+fn news_between_the_question_and_the_wait_is_not_waited_for() {
+    let bell: Arc<Bell<u8>> = Arc::default();
+    let (seen, began) = (bell.news(), Instant::now());
+    bell.wake();
+    assert!(bell.wait(seen, SOON));
+    assert!(began.elapsed() < SOON);
+}
+
+#[test]
 fn a_store_that_has_lost_nothing_is_tried_again() {
     let bell: Arc<Bell<u8>> = Arc::default();
     bell.begin(5);

@@ -109,10 +109,12 @@ pub(super) fn read(
     mut to: &mut [u8],
 ) -> Result<(), FaultKind> {
     while !range.is_empty() {
+        // Before it is asked for: what comes then is news.
+        let seen = bell.news();
         let extent = map(range);
         let len = extent.len().min(range.len());
         if matches!(extent, Extent::Pending { .. }) {
-            if !bell.wait(ASK_AGAIN) {
+            if !bell.wait(seen, ASK_AGAIN) {
                 return Err(FaultKind::Ejected);
             }
             continue;
