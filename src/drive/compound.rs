@@ -487,7 +487,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
 
     pub(super) fn compound_moved(&mut self, done: Moved) -> Result<(), PipeError> {
         if let (MoveOp::Sync, Err(error)) = (done.op, &done.result) {
-            self.note_lost(self.open.lun, error);
+            self.note_unstored(self.open.lun, error);
         }
         let Phase::Compound { data, .. } = &mut self.phase else { return Ok(()) };
         if let Some(image) = loaded::image_of(&self.drives, self.open.lun) {

@@ -405,7 +405,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     pub(super) fn synced(&mut self, purpose: Purpose, result: io::Result<usize>) -> Result<(), PipeError> {
         let lun = purpose.lun;
         if let Err(error) = &result {
-            self.note_lost(lun, error);
+            self.note_unstored(lun, error);
         }
         let (pending, unload) = match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Sync { pending, unload } => (pending, unload),

@@ -174,7 +174,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match result {
             Ok(_) => self.note_stored(lun, written),
             Err(error) => {
-                self.note_lost(lun, &error);
+                self.note_unstored(lun, &error);
                 return self.settled(lun, Err(Refusal::Sync(error.to_string())));
             }
         }
@@ -221,12 +221,18 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         }
     }
 
-    /// What was written to the drive cannot be made durable.
-    pub(super) fn note_lost(&mut self, lun: u8, error: &io::Error) {
-        if error.kind() == io::ErrorKind::ResourceBusy {
-            // The ring was full: the sync was not even tried.
-            return;
+    /// A sync of what was written to the drive has failed.
+    pub(super) fn note_unstored(&mut self, lun: u8, error: &io::Error) {
+        let store = self.loaded(lun).and_then(|loaded| loaded.image.own_store());
+        let may_go_on = store.is_some_and(|store| !store.has_lost());
+        // The ring was full: the sync was not even tried.
+        if error.kind() != io::ErrorKind::ResourceBusy && !may_go_on {
+            self.note_lost(lun, error);
         }
+    }
+
+    /// What was written to the drive cannot be made durable.
+    fn note_lost(&mut self, lun: u8, error: &io::Error) {
         let drive = self.drives.get_mut(usize::from(lun));
         if let Some(loaded) = drive.and_then(|drive| drive.loaded.as_mut()) {
             loaded.lost = true;
@@ -251,14 +257,12 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
     }
 
     /// With a write that fails the kernel may have told of bytes that were written before, and tells nobody else: one that is to be
-    /// durable asks for all that could not be stored of the file; NFS tells any write of what there is no room for.
+    /// durable asks for all that could not be stored of the file, and of others see [`Residence::tells_of_others`].
     pub(super) fn note_write_ended(&mut self, flight: &Flight, done: &Moved) {
         let flights::Purpose { lun, image, written, .. } = flight.purpose;
         let (MoveOp::Write, Err(error)) = (done.op, &done.result) else { return };
-        let no_room =
-            matches!(FaultKind::from(error), FaultKind::NoSpace | FaultKind::Quota | FaultKind::TooLarge);
-        let tells =
-            |loaded: &Loaded| flight.durable || no_room && loaded.image.residence() == Residence::Remote;
+        let kind = FaultKind::from(error);
+        let tells = |loaded: &Loaded| flight.durable || loaded.image.residence().tells_of_others(kind);
         if self
             .loaded(lun)
             .is_some_and(|loaded| loaded.number == image && loaded.was_dirty(written) && tells(loaded))

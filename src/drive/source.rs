@@ -264,7 +264,7 @@ impl<E: Endpoints, M: Mover> Function<E, M> {
         match (flight.op, &done.result) {
             (MoveOp::Sync, Ok(_)) => self.note_stored(lun, flight.purpose.written),
             (MoveOp::Sync, Err(error)) => {
-                self.note_lost(lun, error);
+                self.note_unstored(lun, error);
                 // Whoever asked has had another answer.
                 let sense = fault::sense_of_loss(FaultKind::from(error));
                 if let Some(unit) = self.target.unit_mut(lun) {

@@ -2,16 +2,19 @@
 //! media that have a worker, `overlay` and `qcow2`.
 //!
 //! ```text
-//!   Waiting ──► a task, or a store that was asked for ──► a store that is due ──► Waiting
+//!   Waiting ──► a store that is due, flushed ──► a task, or a store that was asked for ──► Waiting
+//!      ├── a store is due ──► a thread of its own flushes the file ──► the store finds little to wait for
 //!      └── closed ──► ends, after what is at hand
 //! ```
-//! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once a store has
-//! failed, all later ones do: the kernel tells of what it could not store once.
+//! A sync of hundreds of MB takes longer than a host waits for a table or a place, so that the worker is not who waits for it.
+//! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once something is
+//! lost, all later stores fail: the kernel tells of what it could not store once.
 
 use std::{
     collections::VecDeque,
     fmt, io,
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -47,12 +50,24 @@ struct State<T: Task> {
     queue: Queue<T>,
     asked: Vec<u32>,
     stored: VecDeque<(u32, io::Result<()>)>,
-    /// Something was written since the last store began.
-    unstored_since: Option<Instant>,
-    /// What the first store that failed has failed with.
+    /// When what was written since the last store began is to be stored.
+    due: Option<Instant>,
+    flush: Flush,
+    /// What the kernel has told of what it could not store, and whether a store has said so.
     lost: Option<i32>,
+    told: bool,
+    /// Counts wake-ups.
+    news: u64,
     busy: bool,
     closing: bool,
+}
+
+/// Of the file, before a store that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flush {
+    None,
+    Running,
+    Done,
 }
 
 /// The tasks, in the order in which they are done.
@@ -63,9 +78,25 @@ pub(super) struct Queue<T: Task> {
     failed: Option<(T::Key, FaultKind, Instant)>,
 }
 
+/// Why a store has failed.
+#[derive(Debug)]
+pub(super) enum Unstored {
+    /// What was written may be lost.
+    Lost(io::Error),
+    /// All is still where it was, and may be stored another time.
+    NotYet(io::Error),
+}
+
+impl From<io::Error> for Unstored {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
+    }
+}
+
 /// What a worker does next.
 pub(super) enum Work<T> {
     Do(T),
+    Flush,
     Store,
     End,
 }
@@ -76,8 +107,11 @@ impl<T: Task> Default for Bell<T> {
             queue: Queue { tasks: VecDeque::new(), failed: None },
             asked: Vec::new(),
             stored: VecDeque::new(),
-            unstored_since: None,
+            due: None,
+            flush: Flush::None,
             lost: None,
+            told: false,
+            news: 0,
             busy: false,
             closing: false,
         };
@@ -111,18 +145,26 @@ impl<T: Task> Queue<T> {
 }
 
 impl<T: Task> State<T> {
-    fn due(&self) -> Option<Instant> {
-        self.unstored_since.map(|since| since + STORE_EVERY)
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
     }
 
     fn work(&self) -> Option<Work<T>> {
         let is_asked = !self.asked.is_empty();
-        match self.queue.tasks.front() {
+        match (self.queue.tasks.front(), self.flush) {
             _ if self.closing => Some(Work::End),
             _ if T::STORES_FIRST && is_asked => Some(Work::Store),
-            Some(task) => Some(Work::Do(*task)),
-            None => (is_asked || self.due().is_some_and(|due| due <= Instant::now())).then_some(Work::Store),
+            (_, Flush::None) if self.is_due() => Some(Work::Flush),
+            (_, Flush::Done) if self.is_due() => Some(Work::Store),
+            (Some(task), _) => Some(Work::Do(*task)),
+            (None, _) => is_asked.then_some(Work::Store),
         }
+    }
+
+    fn lose(&mut self, error: &io::Error) {
+        self.lost.get_or_insert(errno_of(error));
+        // That people hear of it.
+        self.due.get_or_insert_with(Instant::now);
     }
 }
 
@@ -143,13 +185,21 @@ impl<T: Task> Bell<T> {
         seen
     }
 
-    /// Something is to be made durable at its time.
+    /// Something was written, and is to be made durable at its time.
     pub(super) fn written(&self) {
         let mut state = self.state.lock();
-        if state.unstored_since.is_none() {
-            state.unstored_since = Some(Instant::now());
+        if state.due.is_none() {
+            state.due = Some(Instant::now() + STORE_EVERY);
             self.changed.notify_all();
         }
+    }
+
+    /// Much is to be made durable.
+    pub(super) fn hurry(&self) {
+        let mut state = self.state.lock();
+        let now = Instant::now();
+        state.due = Some(state.due.map_or(now, |due| due.min(now)));
+        self.changed.notify_all();
     }
 
     /// Ends the worker. Whether that is at once.
@@ -161,6 +211,7 @@ impl<T: Task> Bell<T> {
     }
 
     pub(super) fn wake(&self) {
+        self.state.lock().news += 1;
         if let Some(waker) = self.waker.get() {
             waker.wake();
         }
@@ -179,11 +230,17 @@ impl<T: Task> Bell<T> {
                 state.busy = true;
                 return work;
             }
-            match state.due() {
+            match state.due.filter(|_| state.flush != Flush::Running) {
                 Some(due) => drop(self.changed.wait_until(&mut state, due)),
                 None => self.changed.wait(&mut state),
             }
         }
+    }
+
+    /// Whether a store is to come that nobody has asked for.
+    #[cfg(test)]
+    pub(super) fn will_store(&self) -> bool {
+        self.state.lock().due.is_some()
     }
 
     /// What is to be done now, if anything is.
@@ -191,11 +248,16 @@ impl<T: Task> Bell<T> {
         self.state.lock().work()
     }
 
-    /// Waits for news, not longer than that. `false`, at once: it is to end.
-    pub(super) fn wait(&self, most: Duration) -> bool {
+    /// How much news there was, for [`Bell::wait`].
+    pub(super) fn news(&self) -> u64 {
+        self.state.lock().news
+    }
+
+    /// Waits for more news than somebody has seen, not longer than that. `false`, at once: it is to end.
+    pub(super) fn wait(&self, seen: u64, most: Duration) -> bool {
         let mut state = self.state.lock();
         let goes_on = !state.closing;
-        if goes_on {
+        if goes_on && state.news == seen {
             self.changed.wait_for(&mut state, most);
         }
         goes_on
@@ -205,6 +267,11 @@ impl<T: Task> Bell<T> {
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state.lock();
         state.queue.tasks.is_empty() && state.asked.is_empty() && !state.closing
+    }
+
+    /// What the first store that failed has failed with: nothing that is written from then on is ever made durable.
+    pub(super) fn lost(&self) -> Option<io::Error> {
+        self.state.lock().lost.map(error_of)
     }
 
     /// The first task is done, or could not be.
@@ -218,24 +285,85 @@ impl<T: Task> Bell<T> {
         self.wake();
     }
 
-    /// Makes all durable by `make_durable`, and answers who has asked. The error, if it is the first.
-    pub(super) fn store(&self, make_durable: impl FnOnce() -> io::Result<()>) -> Option<io::Error> {
+    /// Makes all durable by `make_durable`, and answers who has asked. Why that has failed; of what is lost, once.
+    pub(super) fn store(&self, make_durable: impl FnOnce() -> Result<(), Unstored>) -> Option<Unstored> {
         let (asked, before) = {
             let mut state = self.state.lock();
-            state.unstored_since = None;
+            state.due = None;
             (std::mem::take(&mut state.asked), state.lost)
         };
-        let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-        let lost = before.or_else(|| make_durable().err().map(errno));
+        let failed = if before.is_some() { None } else { make_durable().err() };
         let mut state = self.state.lock();
-        state.lost = lost;
-        for ticket in asked {
-            state.stored.push_back((ticket, lost.map_or(Ok(()), |errno| Err(error_of(errno)))));
+        // A flush may have been told of what this one was not.
+        while state.flush == Flush::Running && !state.closing {
+            self.changed.wait(&mut state);
         }
+        state.flush = match state.flush {
+            Flush::Running => Flush::Running,
+            Flush::None | Flush::Done => Flush::None,
+        };
+        let not_yet = match failed {
+            Some(Unstored::Lost(error)) => {
+                state.lost.get_or_insert(errno_of(&error));
+                None
+            }
+            Some(Unstored::NotYet(error)) => {
+                state.due.get_or_insert_with(|| Instant::now() + STORE_EVERY);
+                Some(error)
+            }
+            None => None,
+        };
+        let result = state.lost.or(not_yet.as_ref().map(errno_of));
+        for ticket in asked {
+            state.stored.push_back((ticket, result.map_or(Ok(()), |errno| Err(error_of(errno)))));
+        }
+        let failed = match state.lost {
+            Some(_) if state.told => None,
+            Some(errno) => Some(Unstored::Lost(error_of(errno))),
+            None => not_yet.map(Unstored::NotYet),
+        };
+        state.told = state.lost.is_some();
         drop(state);
         self.wake();
-        lost.filter(|_| before.is_none()).map(error_of)
+        failed
     }
+
+    /// Something that was written is lost, as the kernel has told.
+    pub(super) fn lose(&self, error: &io::Error) {
+        self.state.lock().lose(error);
+        self.changed.notify_all();
+    }
+
+    /// A flush has ended.
+    fn flushed(&self, result: io::Result<()>) {
+        let mut state = self.state.lock();
+        if let Err(error) = result {
+            state.lose(&error);
+        }
+        // What was asked for meanwhile may have stored it all.
+        state.flush = if state.is_due() { Flush::Done } else { Flush::None };
+        self.changed.notify_all();
+    }
+}
+
+impl<T: Task + Send + 'static> Bell<T>
+where
+    T::Key: Send,
+{
+    /// Has `sync` called by a thread of its own, for which nobody waits at the end.
+    pub(super) fn flush(self: &Arc<Self>, sync: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        self.state.lock().flush = Flush::Running;
+        let bell = Arc::clone(self);
+        let flush = move || bell.flushed(sync());
+        if thread::Builder::new().name("flush".to_owned()).spawn(flush).is_err() {
+            // The store does all of it then.
+            self.flushed(Ok(()));
+        }
+    }
+}
+
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn error_of(errno: i32) -> io::Error {
@@ -254,4 +382,11 @@ where
     fn next(&self) -> Option<(u32, io::Result<()>)> {
         self.state.lock().stored.pop_front()
     }
+
+    fn has_lost(&self) -> bool {
+        self.state.lock().lost.is_some()
+    }
 }
+
+#[cfg(test)]
+mod tests;

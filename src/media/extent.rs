@@ -76,6 +76,15 @@ pub enum Residence {
     Remote,
 }
 
+impl Residence {
+    /// Whether a write that fails so may tell of bytes that were written before, of which the kernel then tells nobody else: NFS tells
+    /// any write of what there is no room for.
+    pub fn tells_of_others(self, kind: FaultKind) -> bool {
+        let no_room = matches!(kind, FaultKind::NoSpace | FaultKind::Quota | FaultKind::TooLarge);
+        no_room && self == Self::Remote
+    }
+}
+
 /// Tells the drive that bytes which were [`Extent::Pending`] are here, or will never be: that it shall ask again. From any thread,
 /// at any time, as often as wanted; it does not block.
 #[derive(Clone)]
@@ -113,6 +122,9 @@ pub trait Store {
 
     /// One that has ended, with its ticket.
     fn next(&self) -> Option<(u32, io::Result<()>)>;
+
+    /// Whether something that was written may be lost for good. If not, one that has failed may be tried again.
+    fn has_lost(&self) -> bool;
 }
 
 /// Something that holds the bytes of a drive. Called from the drive thread, once per piece of a command: implementations

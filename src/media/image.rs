@@ -180,16 +180,17 @@ impl Image {
         block_size: BlockSize,
         is_disk: bool,
     ) -> Result<Self, MediaError> {
-        let inspected = inspect(&file, if is_disk { access } else { Access::ReadOnly }, block_size);
-        let (metadata, stored) = match inspected {
-            Ok(inspected) => inspected,
-            Err((kind, source)) => return Err(MediaError { kind, op: MediaOp::Inspect, path: name, source }),
-        };
+        // Before its length is looked at, which others may change until then.
         let locked = match lock(&file, access) {
             Ok(locked) => locked,
             Err((kind, source)) => {
                 return Err(MediaError { kind, op: MediaOp::Lock, path: name, source: Some(source) });
             }
+        };
+        let inspected = inspect(&file, if is_disk { access } else { Access::ReadOnly }, block_size);
+        let (metadata, stored) = match inspected {
+            Ok(inspected) => inspected,
+            Err((kind, source)) => return Err(MediaError { kind, op: MediaOp::Inspect, path: name, source }),
         };
         if !locked {
             tracing::warn!(image = %name.to_string_lossy().escape_debug(), "no locks on this file system: nothing keeps other writers away");

@@ -26,7 +26,7 @@ pub mod store;
 mod worker;
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -217,7 +217,7 @@ impl Held {
 
     /// Whether [`Held::work`] has something to do.
     pub fn has_work(&self) -> bool {
-        matches!(self.0.bell.work(), Some(Work::Do(_) | Work::Store))
+        matches!(self.0.bell.work(), Some(Work::Do(_) | Work::Flush | Work::Store))
     }
 
     /// Does one thing that the worker of an overlay would do that has none. What it does to the overlay's file goes by way of `file`.
@@ -342,6 +342,17 @@ impl Shared {
             *folder = None;
         }
         Ok(())
+    }
+
+    /// The worker could not write to the file, which may tell of what was written before.
+    fn put_failed(&self, error: &io::Error) -> FaultKind {
+        let kind = FaultKind::from(error);
+        let of_file = |metadata: &Metadata| residence(&self.file, metadata);
+        let residence = self.file.metadata().as_ref().map_or(Residence::Remote, of_file);
+        if residence.tells_of_others(kind) {
+            self.bell.lose(error);
+        }
+        kind
     }
 
     /// Some of what is here is not in the file, and never will be: the next who opens it is to find there what was stored before, or the

@@ -13,7 +13,7 @@ use std::{
 use super::{
     super::{
         Extent, FaultKind,
-        bell::{self, Task, Work},
+        bell::{self, Task, Unstored, Work},
     },
     Shared,
     store::BlockFile,
@@ -54,6 +54,12 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
         loop {
             match shared.bell.next() {
                 Work::Do(torn) => copy(&shared, &*shared.file, torn),
+                // Nobody syncs what goes with the eject.
+                Work::Flush if shared.passes() => store(&shared, &*shared.file),
+                Work::Flush => {
+                    let file = Arc::clone(&shared.file);
+                    shared.bell.flush(move || file.sync_data());
+                }
                 Work::Store => store(&shared, &*shared.file),
                 Work::End => return,
             }
@@ -65,14 +71,19 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
 pub(super) fn step(shared: &Shared, file: &impl BlockFile) {
     match shared.bell.work() {
         Some(Work::Do(torn)) => copy(shared, file, torn),
-        Some(Work::Store) => store(shared, file),
+        Some(Work::Flush | Work::Store) => store(shared, file),
         Some(Work::End) | None => {}
     }
 }
 
 fn store(shared: &Shared, file: &impl BlockFile) {
-    let lost = shared.bell.store(|| shared.make_durable(file).inspect_err(|_| shared.forget_unstored()));
-    if let Some(error) = lost {
+    let make_durable = || {
+        shared.make_durable(file).inspect_err(|_| shared.forget_unstored())?;
+        Ok(())
+    };
+    if let Some(Unstored::Lost(error) | Unstored::NotYet(error)) = shared.bell.store(make_durable) {
+        // A flush may have been told of it.
+        shared.forget_unstored();
         tracing::error!(overlay = %shared.path.display(), %error,
             "what the host wrote could not be stored and may be lost");
     }
@@ -84,7 +95,7 @@ fn copy(shared: &Shared, file: &impl BlockFile, Torn(at): Torn) {
         let mut bytes = vec![0; range.len().to_usize()];
         read(&|range| shared.base.map(range), &shared.bell, range, &mut bytes)?;
         let place = shared.store.geometry().data(range.start());
-        file.put(&bytes, place.0).map_err(|error| FaultKind::from(&error))?;
+        file.put(&bytes, place.0).map_err(|error| shared.put_failed(&error))?;
         shared.written(range).map(drop)
     });
     shared.bell.done(copied.err().map(|kind| (at, kind)));
@@ -98,10 +109,12 @@ pub(super) fn read(
     mut to: &mut [u8],
 ) -> Result<(), FaultKind> {
     while !range.is_empty() {
+        // Before it is asked for: what comes then is news.
+        let seen = bell.news();
         let extent = map(range);
         let len = extent.len().min(range.len());
         if matches!(extent, Extent::Pending { .. }) {
-            if !bell.wait(ASK_AGAIN) {
+            if !bell.wait(seen, ASK_AGAIN) {
                 return Err(FaultKind::Ejected);
             }
             continue;

@@ -430,7 +430,7 @@ impl Table {
 
     /// Whether there is a cluster at `place` of the file.
     fn is_whole(&self, place: u64) -> bool {
-        let end = self.end.load(Ordering::SeqCst).next_multiple_of(self.head.cluster());
+        let end = self.end.load(Ordering::SeqCst);
         place.is_multiple_of(self.head.cluster()) && place + self.head.cluster() <= end
     }
 

@@ -48,7 +48,7 @@ struct Shared {
     stored: ByteLen,
     len: ByteLen,
     block_size: BlockSize,
-    bell: Bell,
+    bell: Arc<Bell>,
     /// Of one that may be written to.
     writer: Option<Mutex<Writer>>,
 }
@@ -90,14 +90,16 @@ impl Shared {
         if len > self.left(range.start()) {
             return Extent::Fault { kind: FaultKind::OutOfRange, len };
         }
-        let (need, len) = match (self.chain.place(range), self.images().next()) {
+        let len = match (self.chain.place(range), self.images().next()) {
             (Ok((Slot::Here(at), len)), Some(image)) => {
                 return Extent::File { file: Arc::clone(image.file()), offset: ByteOffset(at), len };
             }
             (Ok((Slot::Damaged, len)), _) => return Extent::Fault { kind: FaultKind::Damaged, len },
-            (Ok((_, len)), _) => (Need::Place { cluster: range.start().0 >> self.chain.cluster_bits() }, len),
-            (Err(need), _) => (need, len),
+            (Ok((_, some)), _) => some,
+            (Err(_), _) => len,
         };
+        // Whatever is missing of it, the worker fails at the place.
+        let need = Need::Place { cluster: range.start().0 >> self.chain.cluster_bits() };
         match worker::want(&self.bell, Want::Places(range), need) {
             Ok(()) => Extent::Pending { len },
             Err(kind) => Extent::Fault { kind, len },
@@ -148,6 +150,11 @@ impl Medium for Qcow2 {
         self.shared.map_write(range)
     }
 
+    fn written(&self, range: ByteRange) -> Result<ByteLen, FaultKind> {
+        self.shared.bell.written();
+        Ok(range.len())
+    }
+
     fn writable(&self) -> bool {
         self.shared.writer.is_some()
     }
@@ -194,7 +201,7 @@ impl Medium for Qcow2 {
     }
 
     fn own_store(&self) -> Option<&dyn Store> {
-        self.writable().then_some(&self.shared.bell)
+        self.writable().then_some(&*self.shared.bell)
     }
 }
 

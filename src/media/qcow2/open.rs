@@ -24,7 +24,7 @@ use super::{
     error::{Qcow2Error, Qcow2ErrorKind as Kind},
     header::{Backing, Head, LEN_MAX, MAGIC},
     worker::{self, Bell, read_at},
-    write::{Disk, Writer},
+    write::{Disk, Telling, Writer},
 };
 use crate::units::{BlockSize, ByteLen};
 
@@ -139,15 +139,20 @@ impl Qcow2 {
         };
         let (stored, block_bytes) = (ByteLen(table.head.size), block_size.bytes());
         let len = ByteLen(stored.0.next_multiple_of(u64::from(block_bytes)));
+        let bell: Arc<Bell> = Arc::default();
         let writer = match table.image.access() {
             Access::ReadOnly => None,
             Access::ReadWrite if stored != len => {
                 let kind = MediaErrorKind::PartialBlock { len: stored.0, block_size: block_bytes };
                 return Err(Kind::Image(kind).at(path, None));
             }
-            Access::ReadWrite => Some(Mutex::new(writer(table, &chain, path, disk(table.image.file()))?)),
+            Access::ReadWrite => {
+                let (disk, residence) = (disk(table.image.file()), table.image.residence());
+                let disk = Telling { disk, residence, bell: Arc::clone(&bell) };
+                Some(Mutex::new(writer(table, &chain, path, Box::new(disk))?))
+            }
         };
-        let shared = Arc::new(Shared { chain, stored, len, block_size, bell: Bell::default(), writer });
+        let shared = Arc::new(Shared { chain, stored, len, block_size, bell, writer });
         let worker = worker::start(&shared).map_err(|error| image_error(path, error))?;
         Ok(Self { shared, worker: Some(worker) })
     }

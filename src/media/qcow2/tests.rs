@@ -442,11 +442,15 @@ fn write<M: Medium>(reader: &Reader<M>, at: u64, mut bytes: &[u8]) {
 
 /// As the drive does for SYNCHRONIZE CACHE.
 fn store<M: Medium>(reader: &Reader<M>) {
+    try_store(reader).unwrap();
+}
+
+fn try_store<M: Medium>(reader: &Reader<M>) -> io::Result<()> {
     let store = reader.medium.own_store().unwrap();
     store.begin(7);
     loop {
         match store.next() {
-            Some((7, result)) => return result.unwrap(),
+            Some((7, result)) => return result,
             Some(_) => panic!("a ticket that nobody has"),
             None => drop(reader.woken.recv_timeout(Duration::from_secs(20))),
         }

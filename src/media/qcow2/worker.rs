@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::{
     super::{
         Extent, FaultKind,
-        bell::{self, Task, Work},
+        bell::{self, Task, Unstored, Work},
         compressed::zstd,
     },
     Shared,
@@ -30,8 +30,9 @@ const PAGES_A_RANGE: usize = 64;
 const EXPANDED_A_RANGE: u64 = 1 << 20;
 /// Of a cluster of 2 MiB, compressed by QEMU, and more.
 const WINDOW_MAX: u64 = 8 << 20;
-/// Places that the file is not told of yet.
-const CHANGES_MAX: usize = 16 << 10;
+/// Entries that the file is not told of yet, before it is told without being asked; and at which no other is made before that.
+const CHANGES_MANY: usize = 16 << 10;
+const CHANGES_MAX: usize = 4 * CHANGES_MANY;
 
 /// A range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,10 @@ pub(super) fn start(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
             match shared.bell.next() {
                 Work::Do(Want::Bytes(range)) => bring(&shared, range),
                 Work::Do(Want::Places(range)) => make_places(&shared, range),
+                Work::Flush => {
+                    let file = shared.images().next().map(|image| Arc::clone(image.file()));
+                    shared.bell.flush(move || file.map_or(Ok(()), |file| file.sync_data()));
+                }
                 Work::Store => store(&shared),
                 Work::End => return,
             }
@@ -96,18 +101,20 @@ fn bring(shared: &Shared, range: ByteRange) {
 fn make_places(shared: &Shared, range: ByteRange) {
     let failed = shared.writer.as_ref().and_then(|writer| {
         let mut writer = writer.lock();
+        // What the file will never be told of would be kept in memory for ever.
+        let lost = shared.bell.lost().map(fail_with);
         let mut walk = Walk::new(shared);
         let bits = shared.chain.cluster_bits();
         let mut clusters = range.start().0 >> bits..=range.end().0.saturating_sub(1) >> bits;
         clusters.find_map(|cluster| {
-            let failed = walk.make_place(&mut writer, cluster).err();
+            let failed = lost.or_else(|| walk.make_place(&mut writer, cluster).err());
             failed.map(|kind| (Need::Place { cluster }, kind))
         })
     });
-    let full = shared.chain.changes_len() > CHANGES_MAX;
-    shared.bell.written();
-    if full {
-        store(shared);
+    match shared.chain.changes_len() {
+        CHANGES_MAX.. => store(shared),
+        CHANGES_MANY.. => shared.bell.hurry(),
+        _ => {}
     }
     shared.bell.done(failed);
 }
@@ -117,8 +124,14 @@ fn store(shared: &Shared) {
         Some(writer) => writer.lock().store(&shared.chain),
         None => Ok(()),
     };
-    if let Some(error) = shared.bell.store(make_durable) {
-        tracing::error!(image = %shared.name(), %error, "what the host wrote could not be stored and may be lost");
+    match shared.bell.store(make_durable) {
+        None => {}
+        Some(Unstored::Lost(error)) => {
+            tracing::error!(image = %shared.name(), %error, "what the host wrote could not be stored and may be lost");
+        }
+        Some(Unstored::NotYet(error)) => {
+            tracing::warn!(image = %shared.name(), %error, "what the host wrote cannot be stored yet; it is tried again");
+        }
     }
 }
 
@@ -144,17 +157,18 @@ impl<'a> Walk<'a> {
                 Ok(Slot::Here(_)) => return Ok(()),
                 Ok(Slot::Damaged) => return Err(FaultKind::Damaged),
                 Ok(Slot::NoTable { entry }) => {
-                    let table = writer.take(chain).map_err(fail_with)?;
-                    chain.add_metadata([table >> self.shared.chain.cluster_bits()]);
+                    let table = writer.place_table(chain).map_err(fail_with)?;
+                    chain.add_metadata([table >> chain.cluster_bits()]);
                     chain.change(entry, table | COPIED);
                 }
                 Ok(Slot::None { entry, reserved }) => {
                     let old = self.read_cluster(cluster)?;
-                    let is_blank = old.iter().all(|byte| *byte == 0);
-                    // One that is new reads as zeroes.
-                    let fill = (reserved.is_some() || !is_blank).then_some(&*old);
-                    let at = reserved.map_or_else(|| writer.take(chain), Ok).map_err(fail_with)?;
-                    return writer.fill(chain, at, fill, entry).map_err(fail_with);
+                    let at = match reserved {
+                        Some(at) => writer.fill(at, &old).map(|()| at),
+                        None => writer.place(chain, &old, true),
+                    };
+                    chain.change(entry, at.map_err(fail_with)? | COPIED);
+                    return Ok(());
                 }
             }
         }

@@ -18,9 +18,10 @@ use std::{
 };
 
 use super::{
-    chain::{COPIED, Chain},
+    super::{FaultKind, Residence, bell::Unstored},
+    chain::Chain,
     header::Head,
-    worker::read_at,
+    worker::{Bell, read_at},
 };
 use crate::units::ByteLen;
 
@@ -55,11 +56,42 @@ impl Disk for Arc<File> {
     }
 
     fn grow(&self, len: u64) -> io::Result<()> {
-        self.set_len(len)
+        // It may be longer than is known where file systems have no locks.
+        if self.metadata()?.len() < len { self.set_len(len) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+/// A file whose writes may fail with what became of those before.
+#[derive(Debug)]
+pub(super) struct Telling {
+    pub(super) disk: Box<dyn Disk>,
+    pub(super) residence: Residence,
+    pub(super) bell: Arc<Bell>,
+}
+
+impl Disk for Telling {
+    fn get(&self, to: &mut [u8], at: u64) -> io::Result<usize> {
+        self.disk.get(to, at)
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.disk.put(bytes, at).inspect_err(|error| {
+            if self.residence.tells_of_others(FaultKind::from(error)) {
+                self.bell.lose(error);
+            }
+        })
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        self.disk.grow(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
     }
 }
 
@@ -75,6 +107,8 @@ pub(super) struct Writer {
     blocks: BTreeMap<u64, Block>,
     /// Of the table.
     changed: BTreeSet<u64>,
+    /// A cluster that was taken, and could not be written to.
+    spare: Option<u64>,
     /// The next cluster of the file that may be free.
     next: u64,
     end: u64,
@@ -132,15 +166,43 @@ impl Writer {
         chain.add_metadata(own);
         let (blocks, changed) = (BTreeMap::new(), BTreeSet::new());
         let cluster_bits = head.cluster_bits;
-        Ok(Ok(Self { disk, cluster_bits, table_at, table, blocks, changed, next, end }))
+        let spare = None;
+        let mut writer = Self { disk, cluster_bits, table_at, table, blocks, changed, spare, next, end };
+        // What is written behind the end of a file is to be read there: of all that there are places for, bytes are in it.
+        writer.lengthen(end.next_multiple_of(cluster), chain)?;
+        Ok(Ok(writer))
     }
 
     fn cluster(&self) -> u64 {
         1 << self.cluster_bits
     }
 
+    /// A cluster of the file that was not used and is counted now, with these bytes in it, where zeroes may be a hole. Where it is.
+    pub(super) fn place(&mut self, chain: &Chain, bytes: &[u8], may_be_hole: bool) -> io::Result<u64> {
+        let (at, is_new) = match self.spare.take() {
+            Some(at) => (at, false),
+            None => (self.take(chain)?, true),
+        };
+        // One that is new reads as zeroes.
+        let is_hole = is_new && may_be_hole && bytes.iter().all(|byte| *byte == 0);
+        let filled = if is_hole { Ok(()) } else { self.fill(at, bytes) };
+        match filled {
+            Ok(()) => Ok(at),
+            Err(error) => {
+                self.spare = Some(at);
+                Err(error)
+            }
+        }
+    }
+
+    /// A new L2 table. What the file has no room for is to be known before the host is told that it was written, so that it is no hole.
+    pub(super) fn place_table(&mut self, chain: &Chain) -> io::Result<u64> {
+        let zeroes = vec![0; ByteLen(self.cluster()).to_usize()];
+        self.place(chain, &zeroes, false)
+    }
+
     /// A cluster of the file that was not used, is counted now, and reads as zeroes. Where it is.
-    pub(super) fn take(&mut self, chain: &Chain) -> io::Result<u64> {
+    fn take(&mut self, chain: &Chain) -> io::Result<u64> {
         let per_block = self.cluster() / 2;
         let last = self.next + USED_MAX;
         while self.next < last {
@@ -152,6 +214,8 @@ impl Writer {
                 // It counts itself.
                 self.lengthen(at + self.cluster(), chain)?;
                 let counts = vec![0; ByteLen(self.cluster()).to_usize()];
+                // No hole, either.
+                self.disk.put(&counts, at)?;
                 self.blocks.insert(index, Block { at, counts });
                 self.changed.insert(index);
                 if let Some(entry) = self.table.get_mut(ByteLen(index).to_usize()) {
@@ -194,33 +258,29 @@ impl Writer {
         Ok(())
     }
 
-    /// `bytes` are a cluster's, which is at `at`; its entry is at `entry`.
-    pub(super) fn fill(&self, chain: &Chain, at: u64, bytes: Option<&[u8]>, entry: u64) -> io::Result<()> {
-        if let Some(bytes) = bytes {
-            self.disk.put(bytes, at)?;
-        }
-        chain.change(entry, at | COPIED);
-        Ok(())
+    /// These are the bytes of a cluster of the file.
+    pub(super) fn fill(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.put(bytes, at)
     }
 
     /// Makes durable all that was written.
-    pub(super) fn store(&mut self, chain: &Chain) -> io::Result<()> {
+    pub(super) fn store(&mut self, chain: &Chain) -> Result<(), Unstored> {
         let changes = chain.changes();
         for Block { at, counts } in self.blocks.values() {
-            self.disk.put(counts, *at)?;
+            self.disk.put(counts, *at).map_err(unstored)?;
         }
         self.disk.sync()?;
         if !self.changed.is_empty() {
             for index in &self.changed {
                 let at = self.table.get(ByteLen(*index).to_usize()).copied().unwrap_or(0);
-                self.disk.put(&at.to_be_bytes(), self.table_at + index * 8)?;
+                self.disk.put(&at.to_be_bytes(), self.table_at + index * 8).map_err(unstored)?;
             }
             self.disk.sync()?;
             self.changed.clear();
         }
         if !changes.is_empty() {
             for (at, bytes) in runs(&changes) {
-                self.disk.put(&bytes, at)?;
+                self.disk.put(&bytes, at).map_err(unstored)?;
             }
             self.disk.sync()?;
         }
@@ -228,6 +288,14 @@ impl Writer {
         self.blocks.clear();
         chain.told(&changes);
         Ok(())
+    }
+}
+
+/// What the file has no room for stays in memory.
+fn unstored(error: io::Error) -> Unstored {
+    match FaultKind::from(&error) {
+        FaultKind::NoSpace | FaultKind::Quota => Unstored::NotYet(error),
+        _ => Unstored::Lost(error),
     }
 }
 

@@ -2,7 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::{super::write::Disk, *};
+use super::{
+    super::write::{Disk, Telling},
+    *,
+};
+
+const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
 
 impl Bench {
     fn try_open_rw(&self, name: &str) -> Result<Qcow2, Qcow2Error> {
@@ -11,8 +16,21 @@ impl Bench {
         Qcow2::open(&self.path(name), Container::Qcow2, how, manner, &self.path("run"))
     }
 
+    /// The worker of a reader before may still hold the file for a moment.
     fn open_rw(&self, name: &str) -> Reader<Qcow2> {
-        Reader::new(self.try_open_rw(name).unwrap())
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.try_open_rw(name) {
+                Err(error) if error.kind == IN_USE && Instant::now() < until => std::thread::yield_now(),
+                opened => return Reader::new(opened.unwrap()),
+            }
+        }
+    }
+
+    /// Drops it, and waits until nobody holds the file.
+    fn let_go(&self, name: &str, reader: Reader<Qcow2>) {
+        drop(reader);
+        drop(self.open_rw(name));
     }
 
     /// Some blocks, with bytes of their own.
@@ -128,7 +146,133 @@ fn what_may_not_be_written_to_is_told_why() {
     bench.convert(&[], "raw", "image");
     let _held = bench.open("image");
     let error = bench.try_open_rw("image").unwrap_err();
-    assert_eq!(error.kind, Qcow2ErrorKind::Image(MediaErrorKind::InUse));
+    assert_eq!(error.kind, IN_USE);
+}
+
+#[test]
+fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is_there() {
+    let bench = Bench::new(34);
+    for write_of_qemu in ["write -P 7 0 64k", "write -z 0 64k"] {
+        let _ = fs::remove_file(bench.path("image"));
+        if !bench.create("cluster_size=64k,preallocation=metadata", "image", None, Some(64 * KIB)) {
+            return;
+        }
+        bench.io("image", &[write_of_qemu.to_owned()]);
+        let file = File::options().write(true).open(bench.path("image")).unwrap();
+        let end = file.metadata().unwrap().len().next_multiple_of(64 * KIB);
+        file.set_len(end - 60 * KIB).unwrap();
+        let mut model = bench.open("image").all(MIB).unwrap();
+        let reader = bench.open_rw("image");
+        write(&reader, 32 * KIB, &[9; 4096]);
+        model[32 << 10..36 << 10].fill(9);
+        assert!(reader.all(MIB).unwrap() == model, "{write_of_qemu}");
+        store(&reader);
+        bench.let_go("image", reader);
+        assert!(bench.open("image").all(MIB).unwrap() == model, "{write_of_qemu}");
+    }
+}
+
+#[test]
+fn a_write_to_a_place_whose_table_cannot_be_read_fails() {
+    let bench = Bench::new(35);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    // As the worker does; no table is in memory yet.
+    reader.medium.shared.bell.done(Some((Need::Place { cluster: 3 }, FaultKind::Io)));
+    let extent = reader.medium.map_write(range_of(192 << 10, 4096));
+    assert!(matches!(extent, Extent::Fault { kind: FaultKind::Io, .. }), "{extent:?}");
+}
+
+#[test]
+fn after_a_store_has_failed_nothing_gets_a_place_any_more() {
+    let bench = Bench::new(36);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let (disk, reader) = bench.open_bad("image");
+    write(&reader, 0, &[1; 512]);
+    disk.fail(Op::Sync, libc::EIO);
+    assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::EIO));
+    disk.heal();
+    assert_eq!(fault_of_write(&reader, 64 << 10), FaultKind::Io);
+    // To places that are there it goes on.
+    write(&reader, 1024, &[2; 512]);
+    assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn without_room_the_write_that_needs_a_place_fails_and_a_store_is_tried_again() {
+    let mut bench = Bench::new(37);
+    if !bench.create("cluster_size=1k", "image", None, Some(MIB)) {
+        return;
+    }
+    let (disk, reader) = bench.open_bad("image");
+    let mut model = vec![0; 1 << 20];
+    for at in [0, 512 << 10] {
+        // Each needs an L2 table; the rest of their clusters may be holes.
+        disk.fail(Op::Put, libc::ENOSPC);
+        for _ in 0..3 {
+            assert_eq!(fault_of_write(&reader, at), FaultKind::NoSpace);
+        }
+        disk.heal();
+        write(&reader, ByteLen::from(at).0, &[1; 512]);
+        model[at..at + 512].fill(1);
+        disk.fail(Op::Put, libc::ENOSPC);
+        assert_eq!(try_store(&reader).unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        assert!(!reader.medium.own_store().unwrap().has_lost());
+        disk.heal();
+        store(&reader);
+    }
+    drop(disk);
+    bench.let_go("image", reader);
+    // No place is counted and not used.
+    must("qemu-img", &["check", "-q", "-f", "qcow2", &bench.text("image")]);
+    bench.must_hold("image", &model);
+}
+
+#[test]
+fn on_a_network_a_write_without_room_tells_the_stores_that_something_is_lost() {
+    for (residence, is_lost) in [(Residence::Local, false), (Residence::Remote, true)] {
+        let (file, bell) = (Arc::new(tempfile::tempfile().unwrap()), Arc::<Bell>::default());
+        let bad = Bad { file, failing: Arc::default() };
+        let disk = Telling { disk: Box::new(bad.clone()), residence, bell: Arc::clone(&bell) };
+        bad.fail(Op::Put, libc::EIO);
+        assert!(disk.put(&[0], 0).is_err() && !bell.has_lost(), "others are told at a sync");
+        bad.fail(Op::Put, libc::EDQUOT);
+        assert!(disk.put(&[0], 0).is_err());
+        assert_eq!(bell.has_lost(), is_lost);
+        // What fsync(2) says then no longer matters.
+        assert_eq!(bell.store(|| Ok(())).is_some(), is_lost);
+    }
+}
+
+#[test]
+fn what_is_written_to_a_place_that_was_there_is_stored_at_its_time_too() {
+    let bench = Bench::new(38);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    for n in 0..2 {
+        write(&reader, n * 512, &[1; 512]);
+        assert!(reader.medium.shared.bell.will_store());
+        store(&reader);
+        assert!(!reader.medium.shared.bell.will_store());
+    }
+}
+
+#[test]
+fn a_file_that_others_have_made_longer_is_not_cut_off() {
+    let bench = Bench::new(39);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let reader = bench.open_rw("image");
+    File::options().write(true).open(bench.path("image")).unwrap().set_len(8 * MIB).unwrap();
+    write(&reader, 0, &[1; 512]);
+    assert_eq!(fs::metadata(bench.path("image")).unwrap().size(), 8 * MIB);
 }
 
 const GIB: u64 = 1 << 30;
@@ -154,18 +298,89 @@ fn no_host_writes_to_the_tables_of_a_file() {
             bench.patch("image", l2, &(bad | flag).to_be_bytes());
             let before = fs::read(bench.path("image")).unwrap();
             let reader = bench.open_rw("image");
-            let range = range_of(0, 4096);
-            let kind = loop {
-                match reader.medium.map_write(range) {
-                    Extent::Pending { .. } => drop(reader.woken.recv_timeout(Duration::from_secs(20))),
-                    Extent::Fault { kind, .. } => break kind,
-                    other => panic!("{bad:#x}: {other:?}"),
-                }
-            };
-            assert_eq!(kind, FaultKind::Damaged);
+            assert_eq!(fault_of_write(&reader, 0), FaultKind::Damaged, "{bad:#x}");
             store(&reader);
             assert!(fs::read(bench.path("image")).unwrap() == before, "{bad:#x}");
         }
+    }
+}
+
+/// Why nothing can be written there.
+fn fault_of_write(reader: &Reader<Qcow2>, at: usize) -> FaultKind {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        match reader.medium.map_write(range_of(at, 4096)) {
+            Extent::Pending { .. } if Instant::now() < until => {
+                let _ = reader.woken.recv_timeout(Duration::from_secs(20));
+            }
+            Extent::Fault { kind, .. } => return kind,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A file of which an operation fails, while somebody wants that.
+#[derive(Clone, Debug)]
+struct Bad {
+    file: Arc<File>,
+    failing: Arc<Mutex<Option<(Op, i32)>>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Op {
+    Put,
+    Sync,
+}
+
+impl Bad {
+    fn fail(&self, op: Op, errno: i32) {
+        *self.failing.lock() = Some((op, errno));
+    }
+
+    fn heal(&self) {
+        *self.failing.lock() = None;
+    }
+
+    fn look(&self, op: Op) -> io::Result<()> {
+        let failing = self.failing.lock().filter(|(failing, _)| *failing == op);
+        failing.map_or(Ok(()), |(_, errno)| Err(io::Error::from_raw_os_error(errno)))
+    }
+}
+
+impl Disk for Bad {
+    fn get(&self, to: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.get(to, at)
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.look(Op::Put).and_then(|()| self.file.put(bytes, at))
+    }
+
+    fn grow(&self, len: u64) -> io::Result<()> {
+        self.file.grow(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.look(Op::Sync)
+    }
+}
+
+impl Bench {
+    fn open_with(&self, name: &str, disk: impl FnOnce(&Arc<File>) -> Box<dyn Disk>) -> Reader<Qcow2> {
+        let path = self.path(name);
+        let image = Image::open_container(&path, Access::ReadWrite).unwrap();
+        let (run, manner) = (self.path("run"), Manner { raw: false, backing: true });
+        let place = Some((self.dir.path(), &*run));
+        Reader::new(Qcow2::with(image, &path, place, manner, BlockSize::B512, disk).unwrap())
+    }
+
+    fn open_bad(&self, name: &str) -> (Bad, Reader<Qcow2>) {
+        let mut bad = None;
+        let reader = self.open_with(name, |file| {
+            let disk = Bad { file: Arc::clone(file), failing: Arc::default() };
+            Box::new(bad.insert(disk).clone())
+        });
+        (bad.unwrap(), reader)
     }
 }
 
@@ -246,13 +461,8 @@ fn a_power_cut_leaves_a_sound_file_with_each_block_old_or_new_and_what_was_store
         }
         let born = fs::read(bench.path("image")).unwrap();
         let log: Arc<Mutex<Vec<Call>>> = Arc::default();
-        let (noted, path) = (Arc::clone(&log), bench.path("image"));
-        let image = Image::open_container(&path, Access::ReadWrite).unwrap();
-        let (run, manner) = (bench.path("run"), Manner { raw: false, backing: true });
-        let place = Some((bench.dir.path(), &*run));
-        let disk =
-            |file: &Arc<File>| -> Box<dyn Disk> { Box::new(Logged { file: Arc::clone(file), log: noted }) };
-        let reader = Reader::new(Qcow2::with(image, &path, place, manner, BlockSize::B512, disk).unwrap());
+        let noted = Arc::clone(&log);
+        let reader = bench.open_with("image", |file| Box::new(Logged { file: Arc::clone(file), log: noted }));
         let mut now = reader.all(MIB).unwrap();
         let mut history = vec![(0, now.clone(), true)];
         for number in 1..60_u8 {
