@@ -106,6 +106,9 @@ fn make_places(shared: &Shared, range: ByteRange) {
         let mut walk = Walk::new(shared);
         let bits = shared.chain.cluster_bits();
         let mut clusters = range.start().0 >> bits..=range.end().0.saturating_sub(1) >> bits;
+        if lost.is_none() {
+            writer.expect(walk.without_place(clusters.clone()));
+        }
         clusters.find_map(|cluster| {
             let failed = lost.or_else(|| walk.make_place(&mut writer, cluster).err());
             failed.map(|kind| (Need::Place { cluster }, kind))
@@ -146,6 +149,21 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(shared: &'a Shared) -> Self {
         Self { shared, group: None, expanded: 0 }
+    }
+
+    /// How many of these need a new place. Of those whose table cannot be read it is not known.
+    fn without_place(&mut self, clusters: impl Iterator<Item = u64>) -> u64 {
+        let chain = &self.shared.chain;
+        let mut count = 0;
+        for cluster in clusters {
+            let slot = match chain.slot(cluster) {
+                Err(need) if self.bring(need).is_ok() => chain.slot(cluster),
+                slot => slot,
+            };
+            let needs = matches!(slot, Ok(Slot::NoTable { .. } | Slot::None { reserved: None, .. }));
+            count += u64::from(needs);
+        }
+        count
     }
 
     /// Finds a place for a cluster of the disk, and puts there what is in it.

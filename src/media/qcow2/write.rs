@@ -112,6 +112,9 @@ pub(super) struct Writer {
     /// The next cluster of the file that may be free.
     next: u64,
     end: u64,
+    /// Clusters of the disk that will soon have a place: the file is made longer for all of them at once, because each time NFS
+    /// sends all that was written first.
+    ahead: u64,
 }
 
 #[derive(Debug)]
@@ -166,8 +169,9 @@ impl Writer {
         chain.add_metadata(own);
         let (blocks, changed) = (BTreeMap::new(), BTreeSet::new());
         let cluster_bits = head.cluster_bits;
-        let spare = None;
-        let mut writer = Self { disk, cluster_bits, table_at, table, blocks, changed, spare, next, end };
+        let (spare, ahead) = (None, 0);
+        let mut writer =
+            Self { disk, cluster_bits, table_at, table, blocks, changed, spare, next, end, ahead };
         // What is written behind the end of a file is to be read there: of all that there are places for, bytes are in it.
         writer.lengthen(end.next_multiple_of(cluster), chain)?;
         Ok(Ok(writer))
@@ -177,8 +181,15 @@ impl Writer {
         1 << self.cluster_bits
     }
 
+    /// So many clusters of the disk are about to be given places.
+    pub(super) fn expect(&mut self, clusters: u64) {
+        self.ahead = clusters;
+    }
+
     /// A cluster of the file that was not used and is counted now, with these bytes in it, where zeroes may be a hole. Where it is.
     pub(super) fn place(&mut self, chain: &Chain, bytes: &[u8], may_be_hole: bool) -> io::Result<u64> {
+        // A table is not among those that are expected.
+        self.ahead = self.ahead.saturating_sub(may_be_hole.into());
         let (at, is_new) = match self.spare.take() {
             Some(at) => (at, false),
             None => (self.take(chain)?, true),
@@ -251,6 +262,7 @@ impl Writer {
 
     fn lengthen(&mut self, end: u64, chain: &Chain) -> io::Result<()> {
         if end > self.end {
+            let end = end + (self.ahead << self.cluster_bits);
             self.disk.grow(end)?;
             self.end = end;
             chain.grow(end);

@@ -275,6 +275,23 @@ fn a_file_that_others_have_made_longer_is_not_cut_off() {
     assert_eq!(fs::metadata(bench.path("image")).unwrap().size(), 8 * MIB);
 }
 
+#[test]
+fn a_file_is_made_longer_once_for_all_that_a_write_needs() {
+    let bench = Bench::new(40);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let log: Arc<Mutex<Vec<Call>>> = Arc::default();
+    let noted = Arc::clone(&log);
+    let reader = bench.open_with("image", |file| Box::new(Logged { file: Arc::clone(file), log: noted }));
+    let begun = log.lock().len();
+    write(&reader, 64 * KIB, &vec![1; 512 << 10]);
+    let log = log.lock();
+    let grown: Vec<_> = log[begun..].iter().filter(|call| matches!(call, Call::Grow(_))).collect();
+    // Of qemu-img it has a header, refcounts in two clusters, and an L1 table; there is an L2 table besides.
+    assert!(matches!(*grown, [Call::Grow(len)] if *len == 13 * 64 * KIB), "{grown:?}");
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
