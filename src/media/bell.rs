@@ -4,7 +4,7 @@
 //! ```text
 //!   Waiting ──► a store that is due, flushed ──► a task, or a store that was asked for ──► Waiting
 //!      ├── a store is due ──► a thread of its own flushes the file ──► the store finds little to wait for
-//!      └── closed ──► ends, after what is at hand
+//!      └── closed ──► a last store, where nobody else has what was written ──► ends, after what is at hand
 //! ```
 //! A sync of hundreds of MB takes longer than a host waits for a table or a place, so that the worker is not who waits for it.
 //! The drive's thread never waits here. A task stays in the queue until it is done, so that it is not asked for twice. Once something is
@@ -20,7 +20,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{FaultKind, Store, Waker};
+use super::{FaultKind, Store, Waker, last_stores::LastStore};
 
 /// What a power cut takes at most of what no host has asked to be durable.
 const STORE_EVERY: Duration = Duration::from_secs(5);
@@ -33,6 +33,8 @@ pub(super) trait Task: Copy + fmt::Debug + PartialEq {
     type Key: fmt::Debug;
     /// Whether stores that were asked for come before it.
     const STORES_FIRST: bool;
+    /// Whether what was written is lost if it is not stored before the end.
+    const STORES_LAST: bool;
     /// Those of commands that the host has broken off, too.
     const MOST: usize;
 }
@@ -60,6 +62,10 @@ struct State<T: Task> {
     news: u64,
     busy: bool,
     closing: bool,
+    /// One more store is to come before the end.
+    stores_last: bool,
+    /// Counts it.
+    last: Option<LastStore>,
 }
 
 /// Of the file, before a store that is due.
@@ -114,6 +120,8 @@ impl<T: Task> Default for Bell<T> {
             news: 0,
             busy: false,
             closing: false,
+            stores_last: false,
+            last: None,
         };
         Self { state: Mutex::new(state), changed: Condvar::new(), waker: OnceLock::new() }
     }
@@ -152,7 +160,7 @@ impl<T: Task> State<T> {
     fn work(&self) -> Option<Work<T>> {
         let is_asked = !self.asked.is_empty();
         match (self.queue.tasks.front(), self.flush) {
-            _ if self.closing => Some(Work::End),
+            _ if self.closing => Some(if self.stores_last { Work::Store } else { Work::End }),
             _ if T::STORES_FIRST && is_asked => Some(Work::Store),
             (_, Flush::None) if self.is_due() => Some(Work::Flush),
             (_, Flush::Done) if self.is_due() => Some(Work::Store),
@@ -202,12 +210,17 @@ impl<T: Task> Bell<T> {
         self.changed.notify_all();
     }
 
-    /// Ends the worker. Whether that is at once.
-    pub(super) fn close(&self) -> bool {
+    /// Ends the worker. Whether that is at once; if not, and it `counts`, the end of the process waits for it.
+    pub(super) fn close(&self, counts: bool) -> bool {
         let mut state = self.state.lock();
         state.closing = true;
+        state.stores_last = T::STORES_LAST && state.due.is_some() && state.lost.is_none();
+        let at_once = !state.busy && !state.stores_last;
+        if T::STORES_LAST && counts && !at_once {
+            state.last = Some(LastStore::new());
+        }
         self.changed.notify_all();
-        !state.busy
+        at_once
     }
 
     pub(super) fn wake(&self) {
@@ -228,6 +241,9 @@ impl<T: Task> Bell<T> {
         loop {
             if let Some(work) = state.work() {
                 state.busy = true;
+                if matches!(work, Work::End) {
+                    state.last = None;
+                }
                 return work;
             }
             match state.due.filter(|_| state.flush != Flush::Running) {
@@ -289,7 +305,7 @@ impl<T: Task> Bell<T> {
     pub(super) fn store(&self, make_durable: impl FnOnce() -> Result<(), Unstored>) -> Option<Unstored> {
         let (asked, before) = {
             let mut state = self.state.lock();
-            state.due = None;
+            (state.due, state.stores_last) = (None, false);
             (std::mem::take(&mut state.asked), state.lost)
         };
         let failed = if before.is_some() { None } else { make_durable().err() };

@@ -14,6 +14,7 @@ mod error;
 mod extent;
 mod fault;
 mod image;
+mod last_stores;
 pub mod overlay;
 pub mod qcow2;
 pub mod url;
@@ -23,4 +24,5 @@ pub use self::{
     extent::{Allocation, Extent, Medium, Residence, Standing, Store, Waker, Watch},
     fault::{FaultKind, SourceState},
     image::{Access, Identity, Image},
+    last_stores::await_last_stores,
 };

@@ -25,7 +25,7 @@ use ringdrive::{
     control::{self, Daemon, EventSink, FunctionHandle, Server, protocol::Awaited},
     drive::{DriveIndex, Event},
     gadget::{Gadget, RUNTIME_DIR},
-    media::{compressed::Expander, overlay::Overlays, url::Cache},
+    media::{self, compressed::Expander, overlay::Overlays, url::Cache},
     storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
 use store::Store;
@@ -33,6 +33,8 @@ use tracing_subscriber::EnvFilter;
 
 /// How often to look whether a function's thread has died, which it tells nobody.
 const LOOK_AFTER_THREADS: Duration = Duration::from_secs(1);
+/// How long the stores of images that only we can store may take, at the end: with all else less than a service manager waits.
+const LAST_STORES: Duration = Duration::from_secs(8);
 
 fn main() -> ExitCode {
     let args = DaemonArgs::parse();
@@ -224,11 +226,16 @@ fn stop(control: control::Running, assembly: Assembly, leaves: bool) -> anyhow::
     tracing::info!(leaves, "stopping");
     // Its thread holds the gadget, which the assembly must be the last to hold.
     control.stop();
-    if leaves {
-        return assembly.leave();
+    let stopped = if leaves {
+        assembly.leave()
+    } else {
+        store::forget_all();
+        assembly.stop()
+    };
+    if !media::await_last_stores(LAST_STORES) {
+        tracing::error!("what a host wrote last to a qcow2 image could not be stored in time and is lost");
     }
-    store::forget_all();
-    assembly.stop()
+    stopped
 }
 
 /// A service manager that does not listen is no reason not to serve.

@@ -5,6 +5,7 @@ use super::*;
 impl Task for u8 {
     type Key = u8;
     const STORES_FIRST: bool = true;
+    const STORES_LAST: bool = true;
     const MOST: usize = 4;
 }
 

@@ -475,7 +475,7 @@ impl Medium for Overlay {
 impl Drop for Overlay {
     fn drop(&mut self) {
         // A worker at work may wait for storage; this is the drive's thread.
-        if self.shared.bell.close()
+        if self.shared.bell.close(false)
             && let Some(worker) = self.worker.take()
             && worker.join().is_err()
         {

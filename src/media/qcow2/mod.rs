@@ -34,7 +34,8 @@ pub use self::{
 use super::{Extent, FaultKind, Identity, Image, Medium, Residence, Standing, Store, Waker, Watch};
 use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 
-/// The disk in a qcow2 file. Dropped, it lets its files go at once, unless its worker is at work, which then does.
+/// The disk in a qcow2 file. Dropped, it lets its files go at once, unless its worker is at work or something is not stored yet: then its
+/// worker does when that is done.
 #[derive(Debug)]
 pub struct Qcow2 {
     shared: Arc<Shared>,
@@ -207,8 +208,10 @@ impl Medium for Qcow2 {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        // A worker at work may wait for storage; this is the drive's thread.
-        if self.shared.bell.close()
+        // A worker at work may wait for storage; this is the drive's thread. On a network it may wait forever.
+        let counts =
+            self.writable() && self.top().is_some_and(|image| image.residence() != Residence::Remote);
+        if self.shared.bell.close(counts)
             && let Some(worker) = self.worker.take()
             && worker.join().is_err()
         {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::media::{
-    Access, MediaErrorKind,
+    Access, MediaErrorKind, await_last_stores,
     overlay::{Overlay, OverlayErrorKind, Overlays, Place},
 };
 

@@ -47,6 +47,7 @@ impl Task for Want {
     type Key = Need;
     // What a stream would read next may be among them.
     const STORES_FIRST: bool = true;
+    const STORES_LAST: bool = true;
     const MOST: usize = 16;
 }
 

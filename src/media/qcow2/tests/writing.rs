@@ -236,7 +236,7 @@ fn without_room_the_write_that_needs_a_place_fails_and_a_store_is_tried_again() 
 fn on_a_network_a_write_without_room_tells_the_stores_that_something_is_lost() {
     for (residence, is_lost) in [(Residence::Local, false), (Residence::Remote, true)] {
         let (file, bell) = (Arc::new(tempfile::tempfile().unwrap()), Arc::<Bell>::default());
-        let bad = Bad { file, failing: Arc::default() };
+        let bad = Bad::of(file);
         let disk = Telling { disk: Box::new(bad.clone()), residence, bell: Arc::clone(&bell) };
         bad.fail(Op::Put, libc::EIO);
         assert!(disk.put(&[0], 0).is_err() && !bell.has_lost(), "others are told at a sync");
@@ -292,6 +292,26 @@ fn a_file_is_made_longer_once_for_all_that_a_write_needs() {
     assert!(matches!(*grown, [Call::Grow(len)] if *len == 13 * 64 * KIB), "{grown:?}");
 }
 
+#[test]
+fn what_is_not_stored_when_an_image_leaves_its_drive_is_stored_then() {
+    let bench = Bench::new(41);
+    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
+        return;
+    }
+    let (disk, reader) = bench.open_bad("image");
+    write(&reader, 0, &[7; 512]);
+    let held = disk.gate.lock();
+    // The drive does not wait for it; who ends the process does.
+    drop(reader);
+    assert!(!await_last_stores(Duration::ZERO));
+    assert_eq!(bench.try_open_rw("image").unwrap_err().kind, IN_USE);
+    drop(held);
+    assert!(await_last_stores(Duration::from_secs(60)));
+    drop(disk);
+    let reader = bench.open_rw("image");
+    assert_eq!(reader.read(range_of(0, 512)).unwrap(), [7; 512]);
+}
+
 const GIB: u64 = 1 << 30;
 
 #[test]
@@ -341,6 +361,8 @@ fn fault_of_write(reader: &Reader<Qcow2>, at: usize) -> FaultKind {
 struct Bad {
     file: Arc<File>,
     failing: Arc<Mutex<Option<(Op, i32)>>>,
+    /// Who holds it holds up what is done to it.
+    gate: Arc<Mutex<()>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -350,6 +372,10 @@ enum Op {
 }
 
 impl Bad {
+    fn of(file: Arc<File>) -> Self {
+        Self { file, failing: Arc::default(), gate: Arc::default() }
+    }
+
     fn fail(&self, op: Op, errno: i32) {
         *self.failing.lock() = Some((op, errno));
     }
@@ -359,6 +385,7 @@ impl Bad {
     }
 
     fn look(&self, op: Op) -> io::Result<()> {
+        drop(self.gate.lock());
         let failing = self.failing.lock().filter(|(failing, _)| *failing == op);
         failing.map_or(Ok(()), |(_, errno)| Err(io::Error::from_raw_os_error(errno)))
     }
@@ -394,7 +421,7 @@ impl Bench {
     fn open_bad(&self, name: &str) -> (Bad, Reader<Qcow2>) {
         let mut bad = None;
         let reader = self.open_with(name, |file| {
-            let disk = Bad { file: Arc::clone(file), failing: Arc::default() };
+            let disk = Bad::of(Arc::clone(file));
             Box::new(bad.insert(disk).clone())
         });
         (bad.unwrap(), reader)
