@@ -11,6 +11,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -120,7 +121,8 @@ impl Act {
             Action::Discard => {
                 self.take_out(|lun, force, reply| Request::Discard { lun, force, reply })?;
                 let discarded = held.discard(self.overlays.runtime_dir());
-                drop(held);
+                // With it the kernel frees what was in the file, which takes the longer the more that is. It needs nobody.
+                let _ = thread::Builder::new().name("discarded".to_owned()).spawn(move || drop(held));
                 discarded.map_err(|error| Failure::from(&error))
             }
             Action::Commit => self.commit(held, &overlay, pending),

@@ -47,7 +47,7 @@ const SILENCE: Duration = Duration::from_millis(200);
 const ASKED: Duration = Duration::from_secs(1);
 /// How long the command at hand may take to its end before it is left to the successor.
 const LEAVE: Duration = Duration::from_secs(1);
-/// How long what was written may take to become durable then. The kernel has it all the same.
+/// How long what was written may take to become durable then. The kernel has it all the same, or the image stores it when it is dropped.
 const LEAVE_STORE: Duration = Duration::from_secs(1);
 /// SPC-4. The host asks for it behind a command that has failed; that it fails too is a reason for a reset.
 const REQUEST_SENSE: u8 = 0x03;

@@ -259,7 +259,7 @@ impl Assembly {
     /// Leaves the host to a successor, which has the files of the functions and their state.
     pub(crate) fn leave(self) -> anyhow::Result<()> {
         let Self { gadget, functions } = self;
-        // The kernel has what is not stored yet, and the next process will store it.
+        // The kernel has what is not stored yet, or an image that is stored now (`await_last_stores`).
         for late in end(functions, |reply| Request::Leave { reply }) {
             tracing::warn!(late, "left as it is");
         }

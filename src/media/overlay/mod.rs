@@ -153,10 +153,10 @@ impl Overlays {
         Ok(overlay)
     }
 
-    /// The overlay in a drive whose file is at `path`.
+    /// The overlay in a drive whose file is at `path`. One that was there before may not have gone yet.
     pub fn hold(&self, path: &Path) -> Option<Held> {
         let live = self.live.lock();
-        live.iter().filter_map(Weak::upgrade).find(|shared| shared.path == path).map(Held)
+        live.iter().rev().filter_map(Weak::upgrade).find(|shared| shared.path == path).map(Held)
     }
 
     /// For [`offline`].
