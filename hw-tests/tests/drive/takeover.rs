@@ -98,13 +98,14 @@ fn resets() -> Result<usize> {
     Ok(log.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count())
 }
 
-/// Ends it so that a next one is started, which may be another build.
+/// Ends it so that a next one is started, which may be another build: that is installed before.
 fn end_for_restart(daemon: &mut Daemon, restart: u64) -> Result<()> {
+    if let Some(other) = std::env::var_os("RINGDRIVE_OTHER_BUILD") {
+        let is_there = restart % 2 == 1;
+        daemon.upgrade_to(&if is_there { store::on_path("ringdrived")? } else { other.into() })?;
+    }
     daemon.terminate()?;
-    daemon.must_end_well()?;
-    let Some(other) = std::env::var_os("RINGDRIVE_OTHER_BUILD") else { return Ok(()) };
-    let is_there = restart % 2 == 1;
-    daemon.upgrade_to(&if is_there { store::on_path("ringdrived")? } else { other.into() })
+    daemon.must_end_well()
 }
 
 fn under_load(board: &Board, backend: Backend) -> Result<()> {
