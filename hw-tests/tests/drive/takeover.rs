@@ -98,14 +98,11 @@ fn resets() -> Result<usize> {
     Ok(log.lines().filter(|line| line.contains("reset ") && line.contains("USB device")).count())
 }
 
-/// Ends it so that a next one is started, which may be another build: that is installed before.
-fn end_for_restart(daemon: &mut Daemon, restart: u64) -> Result<()> {
-    if let Some(other) = std::env::var_os("RINGDRIVE_OTHER_BUILD") {
-        let is_there = restart % 2 == 1;
-        daemon.upgrade_to(&if is_there { store::on_path("ringdrived")? } else { other.into() })?;
-    }
-    daemon.terminate()?;
-    daemon.must_end_well()
+/// Before a restart: what is started then may be another build.
+fn upgrade(daemon: &Daemon, restart: u64) -> Result<()> {
+    let Some(other) = std::env::var_os("RINGDRIVE_OTHER_BUILD") else { return Ok(()) };
+    let is_there = restart % 2 == 1;
+    daemon.upgrade_to(&if is_there { store::on_path("ringdrived")? } else { other.into() })
 }
 
 fn under_load(board: &Board, backend: Backend) -> Result<()> {
@@ -123,13 +120,17 @@ fn under_load(board: &Board, backend: Backend) -> Result<()> {
     let mut slowest = Duration::ZERO;
     for round in 0..kills + restarts {
         let way = usize::from(round % 2 == 1);
+        let restart = round.checked_sub(kills);
+        restart.map_or(Ok(()), |restart| upgrade(rig.daemon()?, restart))?;
         await_in_flight(&lun.name(), way)?;
         sleep(Duration::from_micros(rng.u64(..4000)));
         let daemon = rig.daemon()?;
         let ended = Instant::now();
-        match round.checked_sub(kills) {
-            None => daemon.kill()?,
-            Some(restart) => end_for_restart(daemon, restart)?,
+        if restart.is_some() {
+            daemon.terminate()?;
+            daemon.must_end_well()?;
+        } else {
+            daemon.kill()?;
         }
         let again = daemon.start_again().with_context(|| format!("round {round}"))?;
         *daemon = again;
