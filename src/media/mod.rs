@@ -14,6 +14,8 @@ mod error;
 mod extent;
 mod fault;
 mod image;
+#[cfg(test)]
+mod judge;
 mod last_stores;
 pub mod overlay;
 pub mod qcow2;

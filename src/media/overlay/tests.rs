@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::FileExt,
-    process::{Command, Output},
+    process::Output,
     time::{Duration, Instant},
 };
 
@@ -11,16 +11,10 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::media::{Access, Image};
-
-/// qemu-img or qemu-io, with these arguments; `None` where it is not installed.
-fn qemu(tool: &str, args: &[&str]) -> Option<Output> {
-    let ran = Command::new(tool).args(args).output();
-    ran.inspect_err(|error| eprintln!("skipped: {tool}: {error}")).ok()
-}
+use crate::media::{Access, Image, judge};
 
 fn must(tool: &str, args: &[&str]) {
-    if let Some(Output { status, stdout, stderr }) = qemu(tool, args) {
+    if let Some(Output { status, stdout, stderr }) = judge::run(tool, args) {
         let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
         assert!(status.success(), "{tool} {args:?}: {status}\n{stdout}{stderr}");
         assert!(!stdout.contains("Pattern verification failed"), "{tool} {args:?}: {stdout}");
@@ -183,7 +177,8 @@ fn a_base_that_changed_and_files_of_others_are_refused() {
     assert_eq!(bench.try_open().unwrap_err().kind, OverlayErrorKind::Foreign(Foreign::NoQcow2));
     assert_eq!(fs::read(bench.path("overlay")).unwrap(), b"not a disk");
     let (base, overlay) = (bench.text("base"), bench.text("overlay"));
-    if qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &overlay]).is_some() {
+    if judge::run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &overlay]).is_some()
+    {
         assert_eq!(bench.try_open().unwrap_err().kind, OverlayErrorKind::Foreign(Foreign::Layout));
     }
 }

@@ -7,7 +7,6 @@ use std::{
     fs, io,
     os::unix::fs::{FileExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -15,19 +14,18 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::media::{
-    Access, MediaErrorKind, await_last_stores,
+    Access, MediaErrorKind, await_last_stores, judge,
     overlay::{Overlay, OverlayErrorKind, Overlays, Place},
 };
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// Whether the tool has run; a missing one lets a test pass, as on machines without QEMU.
+const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
+
+/// Whether the tool has run; a missing one lets a test pass.
 fn must(tool: &str, args: &[&str]) -> bool {
-    let Ok(ran) = Command::new(tool).args(args).output() else {
-        eprintln!("skipped: no {tool}");
-        return false;
-    };
+    let Some(ran) = judge::run(tool, args) else { return false };
     let output = [ran.stdout, ran.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(ran.status.success(), "{tool} {args:?}: {output}");
     true
@@ -119,7 +117,7 @@ impl Bench {
     }
 
     fn open(&self, name: &str) -> Reader<Qcow2> {
-        Reader::new(self.try_open(name, true).unwrap())
+        opened(|| self.try_open(name, true))
     }
 
     fn refusal(&self, name: &str) -> Qcow2ErrorKind {
@@ -160,6 +158,17 @@ impl Bench {
     /// Changes a number of a header.
     fn patch(&self, name: &str, at: u64, bytes: &[u8]) {
         File::options().write(true).open(self.path(name)).unwrap().write_all_at(bytes, at).unwrap();
+    }
+}
+
+/// Tries it until nobody holds the file any more.
+fn opened(open: impl Fn() -> Result<Qcow2, Qcow2Error>) -> Reader<Qcow2> {
+    let until = Instant::now() + judge::PATIENCE;
+    loop {
+        match open() {
+            Err(error) if error.kind == IN_USE && Instant::now() < until => std::thread::yield_now(),
+            opened => return Reader::new(opened.unwrap()),
+        }
     }
 }
 

@@ -7,8 +7,6 @@ use super::{
     *,
 };
 
-const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
-
 impl Bench {
     fn try_open_rw(&self, name: &str) -> Result<Qcow2, Qcow2Error> {
         let manner = Manner { raw: false, backing: true };
@@ -16,21 +14,8 @@ impl Bench {
         Qcow2::open(&self.path(name), Container::Qcow2, how, manner, &self.path("run"))
     }
 
-    /// The worker of a reader before may still hold the file for a moment.
     fn open_rw(&self, name: &str) -> Reader<Qcow2> {
-        let until = Instant::now() + Duration::from_secs(20);
-        loop {
-            match self.try_open_rw(name) {
-                Err(error) if error.kind == IN_USE && Instant::now() < until => std::thread::yield_now(),
-                opened => return Reader::new(opened.unwrap()),
-            }
-        }
-    }
-
-    /// Drops it, and waits until nobody holds the file.
-    fn let_go(&self, name: &str, reader: Reader<Qcow2>) {
-        drop(reader);
-        drop(self.open_rw(name));
+        opened(|| self.try_open_rw(name))
     }
 
     /// Some blocks, with bytes of their own.
@@ -86,8 +71,7 @@ impl Bench {
             store(&reader);
             assert!(reader.all(100 * KIB).unwrap() == model, "{name}");
             drop(reader);
-            let checked = Command::new("qemu-img").args(["check", "-f", "qcow2", &self.text(name)]).output();
-            let checked = checked.unwrap();
+            let checked = judge::run("qemu-img", &["check", "-f", "qcow2", &self.text(name)]).unwrap();
             // The places of packed clusters that were overwritten stay counted.
             let may_leak = name == "packed" && checked.status.code() == Some(3);
             assert!(checked.status.success() || may_leak, "{name}: {checked:?}");
@@ -167,7 +151,7 @@ fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is
         model[32 << 10..36 << 10].fill(9);
         assert!(reader.all(MIB).unwrap() == model, "{write_of_qemu}");
         store(&reader);
-        bench.let_go("image", reader);
+        drop(reader);
         assert!(bench.open("image").all(MIB).unwrap() == model, "{write_of_qemu}");
     }
 }
@@ -226,7 +210,7 @@ fn without_room_the_write_that_needs_a_place_fails_and_a_store_is_tried_again() 
         store(&reader);
     }
     drop(disk);
-    bench.let_go("image", reader);
+    drop(reader);
     // No place is counted and not used.
     must("qemu-img", &["check", "-q", "-f", "qcow2", &bench.text("image")]);
     bench.must_hold("image", &model);
@@ -527,9 +511,7 @@ fn a_power_cut_leaves_a_sound_file_with_each_block_old_or_new_and_what_was_store
             let cut = bench.random.usize(..=log.len());
             let disk = after_cut(&born, &log[..cut], &mut bench.random);
             fs::write(bench.path("cut"), disk).unwrap();
-            let checked =
-                Command::new("qemu-img").args(["check", "-f", "qcow2", &bench.text("cut")]).output();
-            let checked = checked.unwrap();
+            let checked = judge::run("qemu-img", &["check", "-f", "qcow2", &bench.text("cut")]).unwrap();
             // 3: clusters that are counted and not used.
             assert!(matches!(checked.status.code(), Some(0 | 3)), "cut at {cut}: {checked:?}");
             let found = bench.open("cut").all(MIB).unwrap();
