@@ -160,13 +160,20 @@ impl<T: Task> State<T> {
     fn work(&self) -> Option<Work<T>> {
         let is_asked = !self.asked.is_empty();
         match (self.queue.tasks.front(), self.flush) {
-            _ if self.closing => Some(if self.stores_last { Work::Store } else { Work::End }),
+            // Nobody else would hear of what it is told.
+            (_, Flush::Running) if self.closing => None,
+            _ if self.closing => Some(if self.is_to_store_last() { Work::Store } else { Work::End }),
             _ if T::STORES_FIRST && is_asked => Some(Work::Store),
             (_, Flush::None) if self.is_due() => Some(Work::Flush),
             (_, Flush::Done) if self.is_due() => Some(Work::Store),
             (Some(task), _) => Some(Work::Do(*task)),
             (None, _) => is_asked.then_some(Work::Store),
         }
+    }
+
+    /// Also to say what is lost.
+    fn is_to_store_last(&self) -> bool {
+        self.stores_last || self.lost.is_some() && !self.told
     }
 
     fn lose(&mut self, error: &io::Error) {
@@ -215,7 +222,7 @@ impl<T: Task> Bell<T> {
         let mut state = self.state.lock();
         state.closing = true;
         state.stores_last = T::STORES_LAST && state.due.is_some() && state.lost.is_none();
-        let at_once = !state.busy && !state.stores_last;
+        let at_once = !state.busy && !state.is_to_store_last() && state.flush != Flush::Running;
         if T::STORES_LAST && counts && !at_once {
             state.last = Some(LastStore::new());
         }
@@ -305,27 +312,24 @@ impl<T: Task> Bell<T> {
     pub(super) fn store(&self, make_durable: impl FnOnce() -> Result<(), Unstored>) -> Option<Unstored> {
         let (asked, before) = {
             let mut state = self.state.lock();
-            (state.due, state.stores_last) = (None, false);
+            // It may be told of what a sync after it is not: then the file is not to be told of places that hold nothing.
+            while state.flush == Flush::Running {
+                self.changed.wait(&mut state);
+            }
+            (state.due, state.stores_last, state.flush) = (None, false, Flush::None);
             (std::mem::take(&mut state.asked), state.lost)
         };
         let failed = if before.is_some() { None } else { make_durable().err() };
         let mut state = self.state.lock();
-        // A flush may have been told of what this one was not.
-        while state.flush == Flush::Running && !state.closing {
-            self.changed.wait(&mut state);
-        }
-        state.flush = match state.flush {
-            Flush::Running => Flush::Running,
-            Flush::None | Flush::Done => Flush::None,
-        };
         let not_yet = match failed {
-            Some(Unstored::Lost(error)) => {
-                state.lost.get_or_insert(errno_of(&error));
-                None
-            }
-            Some(Unstored::NotYet(error)) => {
+            // There is no other time.
+            Some(Unstored::NotYet(error)) if !state.closing => {
                 state.due.get_or_insert_with(|| Instant::now() + STORE_EVERY);
                 Some(error)
+            }
+            Some(Unstored::Lost(error) | Unstored::NotYet(error)) => {
+                state.lost.get_or_insert(errno_of(&error));
+                None
             }
             None => None,
         };

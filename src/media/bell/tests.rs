@@ -41,11 +41,9 @@ fn a_store_that_was_asked_for_tells_what_a_flush_was_told() {
     let end = flush(&bell);
     bell.begin(5);
     assert!(matches!(bell.next(), Work::Store));
-    // Its own sync is not told, because the other was.
-    let told = bell.store(|| {
-        end.send(Err(error_of(libc::EIO))).unwrap();
-        Ok(())
-    });
+    end.send(Err(error_of(libc::EIO))).unwrap();
+    // Its own sync would not be told, because the other was.
+    let told = bell.store(|| panic!("the file is told of what is lost"));
     assert!(matches!(told, Some(Unstored::Lost(_))), "{told:?}");
     let (ticket, result) = Store::next(&*bell).unwrap();
     assert_eq!((ticket, result.unwrap_err().raw_os_error()), (5, Some(libc::EIO)));
@@ -59,6 +57,29 @@ fn news_between_the_question_and_the_wait_is_not_waited_for() {
     bell.wake();
     assert!(bell.wait(seen, SOON));
     assert!(began.elapsed() < SOON);
+}
+
+#[test]
+fn what_a_flush_is_told_at_the_end_is_said() {
+    let bell: Arc<Bell<u8>> = Arc::default();
+    let end = flush(&bell);
+    assert!(!bell.close(false), "nobody waits for it");
+    assert!(bell.work().is_none());
+    end.send(Err(error_of(libc::EIO))).unwrap();
+    assert!(matches!(bell.next(), Work::Store));
+    assert!(matches!(bell.store(|| Ok(())), Some(Unstored::Lost(_))));
+    assert!(matches!(bell.next(), Work::End));
+}
+
+#[test]
+fn at_the_end_there_is_no_other_time_for_a_store() {
+    let bell: Arc<Bell<u8>> = Arc::default();
+    bell.written();
+    assert!(!bell.close(false));
+    assert!(matches!(bell.next(), Work::Store));
+    let failed = bell.store(|| Err(Unstored::NotYet(error_of(libc::ENOSPC))));
+    assert!(matches!(failed, Some(Unstored::Lost(_))), "{failed:?}");
+    assert!(matches!(bell.next(), Work::End));
 }
 
 #[test]

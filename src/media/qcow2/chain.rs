@@ -303,6 +303,12 @@ impl Chain {
         cache.pages.retain(|(layer, page), _| *layer != 0 || (page + 1) * PAGE <= old);
     }
 
+    /// The cluster at `at` of the first layer's file was written to as a table.
+    pub(super) fn forget(&self, at: u64) {
+        let pages = at / PAGE..(at + (1 << self.cluster_bits())).div_ceil(PAGE);
+        self.cache.lock().pages.retain(|(layer, page), _| *layer != 0 || !pages.contains(page));
+    }
+
     /// What the file does not say yet.
     pub(super) fn changes(&self) -> Vec<(u64, u64)> {
         self.cache.lock().changes.iter().map(|(at, entry)| (*at, *entry)).collect()

@@ -208,10 +208,8 @@ impl Medium for Qcow2 {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        // A worker at work may wait for storage; this is the drive's thread. On a network it may wait forever.
-        let counts =
-            self.writable() && self.top().is_some_and(|image| image.residence() != Residence::Remote);
-        if self.shared.bell.close(counts)
+        // A worker at work may wait for storage; this is the drive's thread.
+        if self.shared.bell.close(self.writable())
             && let Some(worker) = self.worker.take()
             && worker.join().is_err()
         {

@@ -372,7 +372,7 @@ fn many_open_one_file_at_the_same_time() {
                 for _ in 0..200 {
                     let begun = Instant::now();
                     bench.try_open("image", false).unwrap();
-                    assert!(begun.elapsed() < Duration::from_secs(1), "they waited for each other");
+                    assert!(begun.elapsed() < Duration::from_secs(2), "they waited for each other");
                 }
             });
         }

@@ -152,13 +152,14 @@ impl<'a> Walk<'a> {
         Self { shared, group: None, expanded: 0 }
     }
 
-    /// How many of these need a new place. Of those whose table cannot be read it is not known.
+    /// How many of these need a new place, up to one whose table cannot be read.
     fn without_place(&mut self, clusters: impl Iterator<Item = u64>) -> u64 {
         let chain = &self.shared.chain;
         let mut count = 0;
         for cluster in clusters {
             let slot = match chain.slot(cluster) {
                 Err(need) if self.bring(need).is_ok() => chain.slot(cluster),
+                Err(_) => break,
                 slot => slot,
             };
             let needs = matches!(slot, Ok(Slot::NoTable { .. } | Slot::None { reserved: None, .. }));

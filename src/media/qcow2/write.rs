@@ -209,7 +209,10 @@ impl Writer {
     /// A new L2 table. What the file has no room for is to be known before the host is told that it was written, so that it is no hole.
     pub(super) fn place_table(&mut self, chain: &Chain) -> io::Result<u64> {
         let zeroes = vec![0; ByteLen(self.cluster()).to_usize()];
-        self.place(chain, &zeroes, false)
+        let at = self.place(chain, &zeroes, false)?;
+        // It may have been one that could not be filled.
+        chain.forget(at);
+        Ok(at)
     }
 
     /// A cluster of the file that was not used, is counted now, and reads as zeroes. Where it is.
