@@ -176,7 +176,7 @@ fn block(disk: &Path) -> PathBuf {
     Path::new("/sys/block").join(disk.file_name().unwrap_or_default())
 }
 
-/// The disks whose USB device has our serial number, and whose size the host knows.
+/// The disks whose USB device has our serial number, and whose size the host knows, in the order of its interfaces.
 fn find_disks(speed: Speed) -> Result<Vec<PathBuf>> {
     let mut disks = Vec::new();
     for entry in fs::read_dir("/sys/block")?.flatten() {
@@ -189,9 +189,10 @@ fn find_disks(speed: Speed) -> Result<Vec<PathBuf>> {
         let link = attribute(usb, "speed");
         let wanted = if speed == Speed::Super { "5000" } else { "480" };
         ensure!(link == wanted, "the link runs at {link} Mbit/s instead of {wanted}");
-        disks.push(disk);
+        disks.push((device, disk));
     }
-    Ok(disks)
+    disks.sort_unstable();
+    Ok(disks.into_iter().map(|(_, disk)| disk).collect())
 }
 
 /// f_mass_storage in a gadget of its own, by configfs.
