@@ -20,7 +20,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{FaultKind, Store, Waker, last_stores::LastStore};
+use super::{FaultKind, Residence, Store, Waker, last_stores::LastStore};
 
 /// What a power cut takes at most of what no host has asked to be durable.
 const STORE_EVERY: Duration = Duration::from_secs(5);
@@ -33,8 +33,6 @@ pub(super) trait Task: Copy + fmt::Debug + PartialEq {
     type Key: fmt::Debug;
     /// Whether stores that were asked for come before it.
     const STORES_FIRST: bool;
-    /// Whether what was written is lost if it is not stored before the end.
-    const STORES_LAST: bool;
     /// Those of commands that the host has broken off, too.
     const MOST: usize;
 }
@@ -217,13 +215,14 @@ impl<T: Task> Bell<T> {
         self.changed.notify_all();
     }
 
-    /// Ends the worker. Whether that is at once; if not, and it `counts`, the end of the process waits for it.
-    pub(super) fn close(&self, counts: bool) -> bool {
+    /// Ends the worker. Whether that is at once. One that `stores_last`, because what was written is lost otherwise, is waited for by
+    /// the end of the process.
+    pub(super) fn close(&self, stores_last: bool) -> bool {
         let mut state = self.state.lock();
         state.closing = true;
-        state.stores_last = T::STORES_LAST && state.due.is_some() && state.lost.is_none();
+        state.stores_last = stores_last && state.due.is_some() && state.lost.is_none();
         let at_once = !state.busy && !state.is_to_store_last() && state.flush != Flush::Running;
-        if T::STORES_LAST && counts && !at_once {
+        if stores_last && !at_once {
             state.last = Some(LastStore::new());
         }
         self.changed.notify_all();
@@ -348,8 +347,17 @@ impl<T: Task> Bell<T> {
         failed
     }
 
+    /// A write of the worker has failed, to a file that is there, which may tell of what was written before.
+    pub(super) fn put_failed(&self, residence: Residence, error: &io::Error) -> FaultKind {
+        let kind = FaultKind::from(error);
+        if residence.tells_of_others(kind) {
+            self.lose(error);
+        }
+        kind
+    }
+
     /// Something that was written is lost, as the kernel has told.
-    pub(super) fn lose(&self, error: &io::Error) {
+    fn lose(&self, error: &io::Error) {
         self.state.lock().lose(error);
         self.changed.notify_all();
     }

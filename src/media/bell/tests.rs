@@ -5,7 +5,6 @@ use super::*;
 impl Task for u8 {
     type Key = u8;
     const STORES_FIRST: bool = true;
-    const STORES_LAST: bool = true;
     const MOST: usize = 4;
 }
 
@@ -63,7 +62,7 @@ fn news_between_the_question_and_the_wait_is_not_waited_for() {
 fn what_a_flush_is_told_at_the_end_is_said() {
     let bell: Arc<Bell<u8>> = Arc::default();
     let end = flush(&bell);
-    assert!(!bell.close(false), "nobody waits for it");
+    assert!(!bell.close(true), "nobody waits for it");
     assert!(bell.work().is_none());
     end.send(Err(error_of(libc::EIO))).unwrap();
     assert!(matches!(bell.next(), Work::Store));
@@ -75,7 +74,7 @@ fn what_a_flush_is_told_at_the_end_is_said() {
 fn at_the_end_there_is_no_other_time_for_a_store() {
     let bell: Arc<Bell<u8>> = Arc::default();
     bell.written();
-    assert!(!bell.close(false));
+    assert!(!bell.close(true));
     assert!(matches!(bell.next(), Work::Store));
     let failed = bell.store(|| Err(Unstored::NotYet(error_of(libc::ENOSPC))));
     assert!(matches!(failed, Some(Unstored::Lost(_))), "{failed:?}");

@@ -346,13 +346,9 @@ impl Shared {
 
     /// The worker could not write to the file, which may tell of what was written before.
     fn put_failed(&self, error: &io::Error) -> FaultKind {
-        let kind = FaultKind::from(error);
         let of_file = |metadata: &Metadata| residence(&self.file, metadata);
         let residence = self.file.metadata().as_ref().map_or(Residence::Remote, of_file);
-        if residence.tells_of_others(kind) {
-            self.bell.lose(error);
-        }
-        kind
+        self.bell.put_failed(residence, error)
     }
 
     /// Some of what is here is not in the file, and never will be: the next who opens it is to find there what was stored before, or the
@@ -474,7 +470,7 @@ impl Medium for Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        // A worker at work may wait for storage; this is the drive's thread.
+        // A worker at work may wait for storage; this is the drive's thread. What is not stored the next process finds (`sidecar`).
         if self.shared.bell.close(false)
             && let Some(worker) = self.worker.take()
             && worker.join().is_err()

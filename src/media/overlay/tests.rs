@@ -3,7 +3,6 @@
 use std::{
     fs,
     os::unix::fs::FileExt,
-    process::Output,
     time::{Duration, Instant},
 };
 
@@ -11,15 +10,10 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::media::{Access, Image, judge};
-
-fn must(tool: &str, args: &[&str]) {
-    if let Some(Output { status, stdout, stderr }) = judge::run(tool, args) {
-        let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-        assert!(status.success(), "{tool} {args:?}: {status}\n{stdout}{stderr}");
-        assert!(!stdout.contains("Pattern verification failed"), "{tool} {args:?}: {stdout}");
-    }
-}
+use crate::media::{
+    Access, Image,
+    judge::{self, must},
+};
 
 struct Bench {
     dir: TempDir,

@@ -31,8 +31,6 @@ impl Task for Torn {
     type Key = u64;
     // A write waits for it.
     const STORES_FIRST: bool = false;
-    // The next process finds it beside the socket (`sidecar`).
-    const STORES_LAST: bool = false;
     const MOST: usize = 64;
 }
 

@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::media::{
-    Access, MediaErrorKind, await_last_stores, judge,
+    Access, MediaErrorKind, await_last_stores,
+    judge::{self, must},
     overlay::{Overlay, OverlayErrorKind, Overlays, Place},
 };
 
@@ -22,14 +23,6 @@ const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
 const IN_USE: Qcow2ErrorKind = Qcow2ErrorKind::Image(MediaErrorKind::InUse);
-
-/// Whether the tool has run; a missing one lets a test pass.
-fn must(tool: &str, args: &[&str]) -> bool {
-    let Some(ran) = judge::run(tool, args) else { return false };
-    let output = [ran.stdout, ran.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(ran.status.success(), "{tool} {args:?}: {output}");
-    true
-}
 
 struct Bench {
     dir: TempDir,

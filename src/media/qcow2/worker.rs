@@ -47,7 +47,6 @@ impl Task for Want {
     type Key = Need;
     // What a stream would read next may be among them.
     const STORES_FIRST: bool = true;
-    const STORES_LAST: bool = true;
     const MOST: usize = 16;
 }
 
@@ -101,17 +100,17 @@ fn bring(shared: &Shared, range: ByteRange) {
 
 fn make_places(shared: &Shared, range: ByteRange) {
     let failed = shared.writer.as_ref().and_then(|writer| {
-        let mut writer = writer.lock();
-        // What the file will never be told of would be kept in memory for ever.
-        let lost = shared.bell.lost().map(fail_with);
-        let mut walk = Walk::new(shared);
         let bits = shared.chain.cluster_bits();
-        let mut clusters = range.start().0 >> bits..=range.end().0.saturating_sub(1) >> bits;
-        if lost.is_none() {
-            writer.expect(walk.without_place(clusters.clone()));
+        let first = range.start().0 >> bits;
+        // What the file will never be told of would be kept in memory for ever.
+        if let Some(error) = shared.bell.lost() {
+            return Some((Need::Place { cluster: first }, fail_with(error)));
         }
+        let (mut writer, mut walk) = (writer.lock(), Walk::new(shared));
+        let mut clusters = first..=range.end().0.saturating_sub(1) >> bits;
+        writer.expect(walk.without_place(clusters.clone()));
         clusters.find_map(|cluster| {
-            let failed = lost.or_else(|| walk.make_place(&mut writer, cluster).err());
+            let failed = walk.make_place(&mut writer, cluster).err();
             failed.map(|kind| (Need::Place { cluster }, kind))
         })
     });

@@ -80,9 +80,7 @@ impl Disk for Telling {
 
     fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.disk.put(bytes, at).inspect_err(|error| {
-            if self.residence.tells_of_others(FaultKind::from(error)) {
-                self.bell.lose(error);
-            }
+            self.bell.put_failed(self.residence, error);
         })
     }
 

@@ -8,6 +8,12 @@ use super::{
 };
 
 impl Bench {
+    /// With a disk of 1 MiB in `image`, of which nothing is there yet.
+    fn with_empty(seed: u64) -> Option<Self> {
+        let bench = Self::new(seed);
+        bench.create("cluster_size=64k", "image", None, Some(MIB)).then_some(bench)
+    }
+
     fn try_open_rw(&self, name: &str) -> Result<Qcow2, Qcow2Error> {
         let manner = Manner { raw: false, backing: true };
         let how = (Access::ReadWrite, BlockSize::B512);
@@ -158,10 +164,7 @@ fn what_is_written_behind_the_end_of_a_file_that_ends_inside_its_last_cluster_is
 
 #[test]
 fn a_write_to_a_place_whose_table_cannot_be_read_fails() {
-    let bench = Bench::new(35);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(35) else { return };
     let reader = bench.open_rw("image");
     // As the worker does; no table is in memory yet.
     reader.medium.shared.bell.done(Some((Need::Place { cluster: 3 }, FaultKind::Io)));
@@ -171,10 +174,7 @@ fn a_write_to_a_place_whose_table_cannot_be_read_fails() {
 
 #[test]
 fn after_a_store_has_failed_nothing_gets_a_place_any_more() {
-    let bench = Bench::new(36);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(36) else { return };
     let (disk, reader) = bench.open_bad("image");
     write(&reader, 0, &[1; 512]);
     disk.fail(Op::Sync, libc::EIO);
@@ -234,10 +234,7 @@ fn on_a_network_a_write_without_room_tells_the_stores_that_something_is_lost() {
 
 #[test]
 fn what_is_written_to_a_place_that_was_there_is_stored_at_its_time_too() {
-    let bench = Bench::new(38);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(38) else { return };
     let reader = bench.open_rw("image");
     for n in 0..2 {
         write(&reader, n * 512, &[1; 512]);
@@ -249,10 +246,7 @@ fn what_is_written_to_a_place_that_was_there_is_stored_at_its_time_too() {
 
 #[test]
 fn a_file_that_others_have_made_longer_is_not_cut_off() {
-    let bench = Bench::new(39);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(39) else { return };
     let reader = bench.open_rw("image");
     File::options().write(true).open(bench.path("image")).unwrap().set_len(8 * MIB).unwrap();
     write(&reader, 0, &[1; 512]);
@@ -261,10 +255,7 @@ fn a_file_that_others_have_made_longer_is_not_cut_off() {
 
 #[test]
 fn a_file_is_made_longer_once_for_all_that_a_write_needs() {
-    let bench = Bench::new(40);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(40) else { return };
     let log: Arc<Mutex<Vec<Call>>> = Arc::default();
     let noted = Arc::clone(&log);
     let reader = bench.open_with("image", |file| Box::new(Logged { file: Arc::clone(file), log: noted }));
@@ -278,10 +269,7 @@ fn a_file_is_made_longer_once_for_all_that_a_write_needs() {
 
 #[test]
 fn what_is_not_stored_when_an_image_leaves_its_drive_is_stored_then() {
-    let bench = Bench::new(41);
-    if !bench.create("cluster_size=64k", "image", None, Some(MIB)) {
-        return;
-    }
+    let Some(bench) = Bench::with_empty(41) else { return };
     let (disk, reader) = bench.open_bad("image");
     write(&reader, 0, &[7; 512]);
     let held = disk.gate.lock();
