@@ -156,6 +156,8 @@ Examples:
     ringdrive insert cd https://files.example/debian.iso --sha256sums --keep
   From a server without byte ranges, which must be downloaded first:
     ringdrive insert cd http://old.example/tools.iso --download
+  A compressed image, or a qcow2 file, is fetched whole and unpacked before the host sees it:
+    ringdrive insert flash https://files.example/raspios.img.xz
   A disk that the host may write to, while its image stays as it is:
     ringdrive insert flash golden.img --overlay test-1.qcow2
   The same, and what was written is gone with the eject:

@@ -128,7 +128,8 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             let file = file.as_ref().map(AsFd::as_fd);
             let result = match command {
                 Command::Insert(insert)
-                    if insert.url.download || !insert.raw && Expander::is_compressed(&insert.file) =>
+                    if insert.file.to_str().is_some_and(is_url)
+                        || !insert.raw && Expander::is_compressed(&insert.file) =>
                 {
                     download::run(arguments, "insert", &params)?
                 }

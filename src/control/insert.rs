@@ -295,14 +295,12 @@ fn open_url(
             "insert it read-only, or a file that may be written to",
         ));
     }
-    let UrlSource { url, checksum, keep, download, credentials } = source;
-    let name = shown(&url.0);
-    let options = UrlOptions { url, checksum, keep, download, credentials, block_size: state.block_size };
+    let UrlSource { url, checksum, keep, download, raw, credentials } = source;
+    let (name, block_size) = (shown(&url.0), state.block_size);
+    let options = UrlOptions { url, checksum, keep, download, raw, credentials, block_size };
     let reporter = pending.events().reporter(state.drive, name);
-    match cache.insert(&options, &reporter, &|| pending.is_wanted()) {
-        Ok(image) => Ok(Box::new(image)),
-        Err(error) => Err(Failure::from_message(ErrorKind::Url, &with_sources(&error))),
-    }
+    let opened = cache.open(&options, &reporter, &|| pending.is_wanted());
+    opened.map_err(|error| Failure::from_message(ErrorKind::Url, &with_sources(&error)))
 }
 
 impl EventSink {

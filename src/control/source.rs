@@ -57,6 +57,7 @@ pub(super) struct UrlSource {
     pub(super) checksum: Option<Checksum>,
     pub(super) keep: bool,
     pub(super) download: bool,
+    pub(super) raw: bool,
     pub(super) credentials: Option<PathBuf>,
 }
 
@@ -68,10 +69,10 @@ impl InsertParams {
     /// Exactly one source.
     pub(super) fn source(&self) -> Result<ImageSource, Failure> {
         if let Some(url) = &self.url {
-            return match self.raw || self.backing {
-                true => Err(Failure::params(
-                    "`raw` and `backing` go with a file, and an image behind a URL is raw",
-                )),
+            return match self.backing {
+                true => {
+                    Err(Failure::params("`backing` goes with `path`: what is behind a URL has no folder"))
+                }
                 false => self.url_source(url).map(ImageSource::Url),
             };
         }
@@ -146,12 +147,12 @@ impl InsertParams {
         };
         let credentials =
             self.credentials.as_ref().map(|path| checked_path("credentials", path)).transpose()?;
-        let (keep, download) = (self.keep, self.download);
         Ok(UrlSource {
             url: url.clone(),
             checksum,
-            keep,
-            download,
+            keep: self.keep,
+            download: self.download,
+            raw: self.raw,
             credentials: credentials.map(PathBuf::from),
         })
     }

@@ -64,7 +64,6 @@ struct Board {
     replug_gate: Arc<Mutex<()>>,
     cache: Arc<Cache>,
     overlays: Arc<Overlays>,
-    expander: Arc<Expander>,
 }
 
 impl Daemon for Board {
@@ -87,7 +86,7 @@ impl Daemon for Board {
     }
 
     fn expander(&self) -> Option<&Arc<Expander>> {
-        Some(&self.expander)
+        Some(self.cache.expander())
     }
 
     fn overlays(&self) -> Option<&Arc<Overlays>> {
@@ -114,16 +113,9 @@ impl Fake {
         let text = format!("[url]\ncache = '{}'\n", dir.path().join("cache").display());
         let cache = Cache::new(Config::parse(&text, "test").unwrap().url);
         let (fails, gate) = (Arc::clone(&replug_fails), Arc::clone(&replug_gate));
-        let expander = Expander::new(dir.path().join("cache/expanded"), 64 << 20);
         let overlays = Overlays::new(dir.path().join("cache"), dir.path().join("run"));
-        let board = Board {
-            said,
-            replug_fails: fails,
-            replug_gate: gate,
-            cache,
-            expander,
-            overlays: Arc::clone(&overlays),
-        };
+        let board =
+            Board { said, replug_fails: fails, replug_gate: gate, cache, overlays: Arc::clone(&overlays) };
         let sink = events.clone();
         let thread = thread::spawn(move || Drives::new(sink).run(&inbox, &moods_rx));
         let function =

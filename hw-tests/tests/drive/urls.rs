@@ -34,6 +34,7 @@ pub(crate) const CASES: &[Case] = &[
         on: DAEMON,
         run: signed,
     },
+    Case { name: "what_is_packed_is_unpacked_before_the_host_sees_it", on: DAEMON, run: packed },
     Case { name: "a_dead_web_server_is_an_answer_and_its_return_is_noticed", on: DAEMON, run: dead_server },
     Case { name: "a_download_goes_on_after_the_daemon_was_killed", on: DAEMON, run: killed },
 ];
@@ -402,6 +403,33 @@ fn killed(board: &Board, backend: Backend) -> Result<()> {
     ensure!(lun.sha(Caching::Buffered)? == image::sha_of_file(&path)?, "the host read something else");
     let complete = || rig_image(&rig).is_some_and(|image| image["fetch"]["complete"] == true);
     wait_until(PATIENCE, "the checksum is right", complete)?;
+    rig.stop()
+}
+
+fn packed(board: &Board, backend: Backend) -> Result<()> {
+    let scratch = board.scratch()?;
+    let nginx = Nginx::start(&scratch)?;
+    let path = nginx.image("x.img", 35, 4)?;
+    let wanted = image::sha_of_file(&path)?;
+    let make = "xz -0 -k x.img && qemu-img convert -f raw -O qcow2 x.img x.qcow2 && rm x.img";
+    tool::run("sh", ["-c", &format!("cd {} && {make}", nginx.dir.display())])?;
+    let mut rig = start(board, backend, &scratch, "")?;
+    let lun = rig.lun(0)?;
+    scsi::drain_attentions(&lun)?;
+    let read = |rig: &mut Rig, url: &str| -> Result<()> {
+        rig.daemon()?.cli(&["insert", "cd", url])?;
+        let theirs = lun.sha(Caching::Buffered)?;
+        ensure!(theirs == wanted, "the host read {theirs:?} of {url}, the image is {wanted:?}");
+        lun.settle()?;
+        rig.daemon()?.cli(&["eject", "cd"]).map(drop)
+    };
+    let (xz, qcow2) = ("http://127.0.0.1:8080/x.img.xz", "http://127.0.0.1:8080/x.qcow2");
+    read(&mut rig, xz)?;
+    read(&mut rig, qcow2)?;
+    nginx.stop()?;
+    // Both are here.
+    read(&mut rig, xz)?;
+    read(&mut rig, qcow2)?;
     rig.stop()
 }
 

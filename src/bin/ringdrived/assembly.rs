@@ -217,9 +217,12 @@ impl Assembly {
         let mut first = DriveIndex(0);
         for ((function, parts), (handover, resumed)) in config.functions.iter().zip(parts).zip(resumed) {
             let keeper = store.map_or_else(|| Box::new(drop) as Keeper, |store| store.keeper(&function.name));
-            // What was behind a URL is not taken over, so it is fetched again.
-            let is_used = |(drive, kept): (_, &KeptDrive)| kept.number > 0 && !held_its_url(drive, kept);
-            let used = function.drives.iter().zip(&resumed.0).map(is_used).collect();
+            // What was behind a URL is taken over only where it was expanded into a file; else it is fetched again.
+            let is_used = |((lun, drive), kept): ((u8, _), &KeptDrive)| {
+                let is_here = resumed.1.iter().any(|(other, _)| *other == lun);
+                kept.number > 0 && (is_here || !held_its_url(drive, kept))
+            };
+            let used = (0..).zip(&function.drives).zip(&resumed.0).map(is_used).collect();
             let keeping = Keeping { handover, resumed: Some(resumed), keeper };
             let started = start(function, first, parts, events.clone(), Some(keeping))?;
             assembly.functions.push(Function { used, ..started });

@@ -20,7 +20,7 @@ use ringdrive::{
     config::{self, Config, StartImage},
     control::{self, EventSink, protocol::Awaited},
     drive::{DriveIndex, Event, Handle, block_size},
-    media::url::{Cache, Secret, UrlOptions, shown},
+    media::url::{Cache, Secret, UrlErrorKind, UrlOptions, shown},
 };
 
 use crate::assembly::{self, Assembly, Layers};
@@ -28,6 +28,8 @@ use crate::assembly::{self, Assembly, Layers};
 /// Pauses between two tries, as of an area.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// What cannot be expanded is tried again after so many times as long as the try took.
+const EXPAND_PAUSE: u32 = 16;
 
 /// A configured image in an area, which is mounted when its server answers.
 pub(crate) struct InArea {
@@ -138,16 +140,20 @@ impl Waiting {
         let reporter = events.reporter(image.drive, shown.clone());
         let mut pause = PAUSE_MIN;
         while self.awaits(image.drive) {
-            match cache.insert(&image.options, &reporter, &|| self.awaits(image.drive)) {
+            let begun = Instant::now();
+            match cache.open(&image.options, &reporter, &|| self.awaits(image.drive)) {
                 Ok(_) if !self.awaits(image.drive) => return,
                 Ok(medium) => {
-                    if let Err(error) = assembly::insert(&image.handle, image.lun, Box::new(medium)) {
+                    if let Err(error) = assembly::insert(&image.handle, image.lun, medium) {
                         let error = control::with_sources(error.as_ref());
                         tracing::warn!(drive = image.name, error, "the configured image is not inserted");
                     }
                     return self.forget(image.drive);
                 }
                 Err(error) => {
+                    if let UrlErrorKind::Expand(_) = error.kind {
+                        pause = pause.max(begun.elapsed() * EXPAND_PAUSE);
+                    }
                     let cause = control::with_sources(&error);
                     if self.is_first_failure(image.drive, &cause) {
                         let (drive, name) = (image.drive, &image.name);
@@ -185,6 +191,7 @@ fn url_options(url: &Secret, drive: &config::Drive) -> UrlOptions {
         checksum: None,
         keep: false,
         download: false,
+        raw: drive.manner.raw,
         credentials: None,
         block_size: block_size(drive.kind, drive.block_size),
     }

@@ -64,10 +64,9 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
         println!("{}: no mistakes found", args.config.display());
         return Ok(());
     }
-    let layers = Layers {
-        overlays: Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into()),
-        expander: Expander::new(config.url.dir.join("expanded"), config.url.limit),
-    };
+    let cache = Cache::new(config.url.clone());
+    let overlays = Overlays::new(config.url.dir.clone(), RUNTIME_DIR.into());
+    let layers = Layers { overlays, expander: Arc::clone(cache.expander()) };
     // Before any thread starts, so that all of them leave these signals to the loop below.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGINT);
@@ -84,7 +83,6 @@ fn run(args: &DaemonArgs, has_store: bool, left: store::Left) -> anyhow::Result<
     let reconnect = Reconnect::start().context("cannot start a thread for file servers")?;
     let tell = tell(events.clone(), Arc::clone(&waiting), Arc::new(reconnect));
     let assembly = Assembly::new(&config, begin, &layers, store.as_ref(), tell)?;
-    let cache = Cache::new(config.url.clone());
     waiting.start(&assembly, &config, &cache, &events);
     let areas = Arc::new(start_areas(&config, &assembly, &layers, events)?);
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

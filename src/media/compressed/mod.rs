@@ -150,27 +150,46 @@ impl Expander {
             return Err(ExpandErrorKind::ReadOnly.at(path, None).into());
         }
         let key = key(path, &file).map_err(fail)?;
-        let whole = self.dir.join(&key).with_extension("img");
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(fail)?;
-        if let Some(image) = self.find(&whole, path, block_size)? {
-            return Ok(image);
-        }
-        self.expand(path, file, format, &whole, progress)?;
-        match self.find(&whole, path, block_size)? {
+        match self.find(&key, path, block_size)? {
             Some(image) => Ok(image),
-            None => Err(ExpandErrorKind::NoSpace.at(path, None).into()),
+            None => self.expand(&key, path, file, format, block_size, progress),
         }
     }
 
-    fn find(&self, whole: &Path, path: &Path, block_size: BlockSize) -> Result<Option<Image>, OpenError> {
+    /// What was expanded before, of the file that `key` names.
+    pub(super) fn find(
+        &self,
+        key: &str,
+        path: &Path,
+        block_size: BlockSize,
+    ) -> Result<Option<Image>, OpenError> {
         let _files = self.files.lock();
-        let Ok(file) = File::open(whole) else { return Ok(None) };
+        let Ok(file) = File::open(self.whole(key)) else { return Ok(None) };
         // The longest unused is the first to go.
         let _ = file.set_modified(SystemTime::now());
         Ok(Some(Image::from_fd(file.into(), path.to_owned(), Access::ReadOnly, block_size)?))
     }
 
-    fn expand(
+    /// Expands `file`, from its offset on, and opens what that gives. `path` is what people call it.
+    pub(super) fn expand(
+        &self,
+        key: &str,
+        path: &Path,
+        file: File,
+        format: Format,
+        block_size: BlockSize,
+        progress: &mut Progress<'_>,
+    ) -> Result<Image, OpenError> {
+        self.write(path, file, format, &self.whole(key), progress)?;
+        let gone = || ExpandErrorKind::NoSpace.at(path, None).into();
+        self.find(key, path, block_size)?.ok_or_else(gone)
+    }
+
+    fn whole(&self, key: &str) -> PathBuf {
+        self.dir.join(key).with_extension("img")
+    }
+
+    fn write(
         &self,
         path: &Path,
         file: File,
@@ -179,6 +198,7 @@ impl Expander {
         progress: &mut Progress<'_>,
     ) -> Result<(), ExpandError> {
         let fail = |source| ExpandErrorKind::Storage.at(path, Some(source));
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(fail)?;
         let part = whole.with_extension("part");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);

@@ -70,8 +70,10 @@ pub enum Qcow2ErrorKind {
         "it does not say whether its backing file {0:?} is raw or qcow2; say so (`qemu-img rebase -u -b FILE -F FORMAT`)"
     )]
     NoFormat(String),
-    /// It came as a descriptor.
-    #[error("it has a backing file, and came as a descriptor, which has no folder; insert it by its path")]
+    /// It came as a descriptor, or from a URL.
+    #[error(
+        "it has a backing file, and came as a descriptor or from a URL, where there is no folder to look in; insert it by its path"
+    )]
     NoFolder,
     /// A device, or the like.
     #[error("it is no regular file, as a backing file has to be; name one (`qemu-img rebase`)")]

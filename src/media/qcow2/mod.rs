@@ -40,6 +40,8 @@ use crate::units::{BlockSize, ByteLen, ByteOffset, ByteRange};
 pub struct Qcow2 {
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
+    /// Whose file it is in; it keeps that as it is.
+    held: Option<Box<dyn Medium + Sync>>,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,12 @@ impl Shared {
 }
 
 impl Qcow2 {
+    /// Keeps `medium` as long as the disk is in use.
+    pub(super) fn holding(mut self, medium: impl Medium + Sync + 'static) -> Self {
+        self.held = Some(Box::new(medium));
+        self
+    }
+
     fn top(&self) -> Option<&Image> {
         self.shared.images().next()
     }

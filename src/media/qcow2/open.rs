@@ -154,7 +154,7 @@ impl Qcow2 {
         };
         let shared = Arc::new(Shared { chain, stored, len, block_size, bell, writer });
         let worker = worker::start(&shared).map_err(|error| image_error(path, error))?;
-        Ok(Self { shared, worker: Some(worker) })
+        Ok(Self { shared, worker: Some(worker), held: None })
     }
 }
 

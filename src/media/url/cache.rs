@@ -3,6 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `KEY.data`, `KEY.record` | bytes of an image, and which; KEY is of the URL. Removed, the longest unused first, to make room |
+//! | `expanded/` | compressed images, expanded (`media/compressed`), with a limit of its own |
 //! | `kept/NAME` | whole images that somebody wanted kept; never removed, and not counted |
 
 use std::{
@@ -32,6 +33,7 @@ use super::{
     record::{Record, RecordFile},
     shared::ROOM_MIN,
 };
+use crate::media::compressed::Expander;
 
 /// How long the threads of an ejected image may take to leave its files.
 const LEAVE: Duration = Duration::from_millis(800);
@@ -70,6 +72,7 @@ pub struct Cache {
     left: Condvar,
     limiter: Limiter,
     disk: fn(&Path) -> io::Result<Disk>,
+    expander: Arc<Expander>,
 }
 
 /// A bound on bytes a second, over everybody who asks.
@@ -133,7 +136,13 @@ impl Cache {
     /// As [`Cache::new`], on a disk of which `disk` tells.
     pub(super) fn on(options: CacheOptions, disk: fn(&Path) -> io::Result<Disk>) -> Arc<Self> {
         let limiter = Limiter { rate: options.rate, paid_until: Mutex::new(Instant::now()) };
-        Arc::new(Self { options, active: Mutex::default(), left: Condvar::new(), limiter, disk })
+        let expander = Expander::new(options.dir.join("expanded"), options.limit);
+        Arc::new(Self { options, active: Mutex::default(), left: Condvar::new(), limiter, disk, expander })
+    }
+
+    /// Who expands compressed images into the cache directory, wherever they come from.
+    pub fn expander(&self) -> &Arc<Expander> {
+        &self.expander
     }
 
     /// Takes a URL for oneself. Waits a little for whoever is just leaving it.
@@ -163,7 +172,7 @@ impl Cache {
     }
 
     /// Opens the files of a claimed URL, and what they are known to hold.
-    pub(super) fn open(
+    pub(super) fn entry(
         self: &Arc<Self>,
         claim: Claim,
         url: String,

@@ -2,7 +2,7 @@
 
 use std::{error::Error, io};
 
-use super::super::FaultKind;
+use super::super::{FaultKind, MediaErrorKind, compressed::ExpandErrorKind, qcow2::Qcow2ErrorKind};
 
 /// An image behind a URL that cannot be had: which, why, and how to mend it. Has no secrets in it.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +108,21 @@ pub enum UrlErrorKind {
     /// It cannot be downloaded or kept, as it does not fit.
     #[error("the image is larger than the room that the cache has; raise `cache_limit_mib`, or stream it")]
     TooLarge,
+    /// It has to be whole before there is an image, and does not fit.
+    #[error(
+        "it is compressed, or a file with a disk in it, and so has to be fetched whole, but is larger than the room that the cache \
+         has; raise `cache_limit_mib`, or have its bytes streamed as they are with --raw"
+    )]
+    TooLargeToUnpack,
+    /// Expanding it.
+    #[error("{0}")]
+    Expand(ExpandErrorKind),
+    /// The disk in it.
+    #[error("{0}")]
+    Qcow2(Qcow2ErrorKind),
+    /// What was expanded, as of any other image.
+    #[error("{0}")]
+    Image(MediaErrorKind),
     /// `SHA256SUMS` lacks the image.
     #[error("there is no SHA256SUMS beside the image that lists it; give `--sha256 DIGEST`")]
     NoSums,

@@ -9,8 +9,9 @@
 //!                                           ▼
 //!                                        server            keeper: fdatasync, then Record; checksum; kept image
 //! ```
-//! [`Cache::insert`] asks the server what there is (its answer has the first chunk in it) and starts the threads; it may block.
-//! After that nothing here blocks the drive: bytes are in the cache file, or [`Extent::Pending`], or a fault.
+//! [`Cache::open`] asks the server what there is (its answer has the first chunk in it) and starts the threads; it may block.
+//! After that nothing here blocks the drive: bytes are in the cache file, or [`Extent::Pending`], or a fault. What is `packed` is no image
+//! before it is whole.
 //!
 //! Invariants
 //! - **Never mixed bytes.** The version (ETag, Last-Modified, length) is that of the first answer, asked for with If-Range and
@@ -28,6 +29,7 @@ mod client;
 mod credentials;
 mod error;
 mod fetch;
+mod packed;
 mod plan;
 mod range;
 mod record;
@@ -52,6 +54,7 @@ use self::{
     client::{Bytes, Client, Found, Way},
     credentials::Credentials,
     fetch::Finish,
+    packed::Packed,
     range::{Part, Version},
     record::Record,
     shared::{Outcome, Shared},
@@ -82,6 +85,8 @@ pub struct UrlOptions {
     pub keep: bool,
     /// It is inserted once it is whole, and may then come from a server without ranges.
     pub download: bool,
+    /// Its bytes as they are, whatever they are.
+    pub raw: bool,
     /// Who we are; instead of [`CacheOptions::credentials`].
     pub credentials: Option<PathBuf>,
     /// Of the drive.
@@ -207,15 +212,13 @@ pub struct UrlImage {
     len: ByteLen,
     block_size: BlockSize,
     residence: Residence,
+    /// What the host's image is in.
+    packed: Option<Packed>,
 }
 
 impl Cache {
-    /// Finds an image, and begins to fetch it. May block: for a server that is gone [`Patience::connect`], for one that is slow a few
-    /// times [`Patience::answer`]; for a download as long as that takes, or until `wanted` says no.
-    ///
-    /// # Errors
-    /// [`UrlError`]: what is wrong with the URL, the server, or the cache.
-    pub fn insert(
+    /// Finds an image, and begins to fetch it.
+    fn insert(
         self: &Arc<Self>,
         options: &UrlOptions,
         report: &Reporter,
@@ -234,7 +237,7 @@ impl Cache {
         let key = address.key();
         let client = Client::new(address, credentials.map_err(|kind| kind.of(&url))?, &way)?;
         let claim = self.claim(key).map_err(|kind| kind.of(&url))?;
-        let (entry, known) = self.open(claim, url)?;
+        let (entry, known) = self.entry(claim, url)?;
         Opening { client, entry, options, report, wanted }.begin(known)
     }
 }
@@ -264,7 +267,8 @@ impl Opening<'_> {
             },
             Ok(Found::Whole(total, bytes)) => self.whole(total, bytes),
             Err(error) if error.kind.is_passing() => match known {
-                Some(known) if known.chunks.iter().any(|byte| *byte != 0) => {
+                // Its first chunk says what it is.
+                Some(known) if known.chunks.first().is_some_and(|byte| byte & 1 != 0) => {
                     let part = known.part.clone();
                     let image = self.stream(Some(known), part, None)?;
                     // Where all is here, nobody needs the server.
@@ -377,12 +381,17 @@ impl Opening<'_> {
         let residence = entry.file().metadata().map(|metadata| residence(entry.file(), &metadata));
         let name = client.address().to_string();
         let block = u64::from(options.block_size.bytes());
-        let needs_all = options.download || options.keep || digest.is_some();
+        let packed = if options.raw { None } else { Packed::of(entry.file()) };
+        if packed.is_some() && !entry.holds(part.total) {
+            return Err(UrlErrorKind::TooLargeToUnpack.of(&name));
+        }
+        let needs_all = options.download || options.keep || digest.is_some() || packed.is_some();
         let image = UrlImage {
             name,
             len: ByteLen(part.total.next_multiple_of(block)),
             block_size: options.block_size,
             residence: residence.unwrap_or(Residence::Remote),
+            packed,
             shared: Arc::new(Shared::new(client, chunks, part, entry, report.clone(), needs_all)),
         };
         let started = fetch::start(&image.shared, Finish { digest, keep: options.keep });

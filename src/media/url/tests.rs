@@ -2,6 +2,7 @@
 
 mod faults;
 mod lasting;
+mod packed;
 mod security;
 mod server;
 
@@ -55,10 +56,7 @@ impl Rig {
     }
 
     fn insert_as(&self, options: UrlOptions) -> Result<Inserted, UrlError> {
-        let mut image = self.cache.insert(&options, &self.reporter, &|| true)?;
-        let (wake, woken) = unbounded();
-        image.set_waker(Waker::new(move || wake.send(()).unwrap_or_default()));
-        Ok(Inserted { image, woken })
+        Ok(inserted(Box::new(self.cache.insert(&options, &self.reporter, &|| true)?)))
     }
 
     fn refusal(&self, url: &str) -> UrlErrorKind {
@@ -99,17 +97,24 @@ fn wish(url: &str) -> UrlOptions {
         checksum: None,
         keep: false,
         download: false,
+        raw: false,
         credentials: None,
         block_size: BlockSize::B2048,
     }
 }
 
-struct Inserted {
-    image: UrlImage,
+struct Inserted<M: ?Sized = UrlImage> {
+    image: Box<M>,
     woken: Receiver<()>,
 }
 
-impl Inserted {
+fn inserted<M: Medium + ?Sized>(mut image: Box<M>) -> Inserted<M> {
+    let (wake, woken) = unbounded();
+    image.set_waker(Waker::new(move || wake.send(()).unwrap_or_default()));
+    Inserted { image, woken }
+}
+
+impl<M: Medium + ?Sized> Inserted<M> {
     /// As a drive reads.
     fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, FaultKind> {
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
@@ -122,7 +127,6 @@ impl Inserted {
             let to = usize::try_from(done).unwrap()..usize::try_from(done + mapped).unwrap();
             match extent {
                 Extent::File { file, offset, .. } => {
-                    assert_eq!(offset.0, at + done);
                     file.read_exact_at(&mut bytes[to], offset.0).unwrap();
                     done += mapped;
                 }
@@ -135,7 +139,9 @@ impl Inserted {
         }
         Ok(bytes)
     }
+}
 
+impl Inserted {
     /// Reads, and compares with what that version has there.
     fn check(&self, at: u64, len: u64, version: u64) -> Result<(), FaultKind> {
         let read = self.read(at, len)?;

@@ -58,6 +58,8 @@ struct Inner {
     mood: Mutex<Mood>,
     version: AtomicU64,
     len: u64,
+    /// What it has in every version; `None`: `content`.
+    body: Option<Vec<u8>>,
     seen: Mutex<Vec<Seen>>,
     sent: AtomicU64,
     stop: AtomicBool,
@@ -81,7 +83,22 @@ impl Server {
         Self::start_at("127.0.0.1:0".parse().unwrap(), len, None)
     }
 
+    /// With these bytes.
+    pub(super) fn of(bytes: Vec<u8>) -> Self {
+        let len = u64::try_from(bytes.len()).unwrap();
+        Self::start_with("127.0.0.1:0".parse().unwrap(), len, None, Some(bytes))
+    }
+
     pub(super) fn start_at(at: SocketAddr, len: u64, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        Self::start_with(at, len, tls, None)
+    }
+
+    fn start_with(
+        at: SocketAddr,
+        len: u64,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        body: Option<Vec<u8>>,
+    ) -> Self {
         let listener = TcpListener::bind(at).unwrap();
         let address = listener.local_addr().unwrap();
         let secure = tls.is_some();
@@ -89,6 +106,7 @@ impl Server {
             mood: Mutex::new(Mood::Good),
             version: AtomicU64::new(1),
             len,
+            body,
             seen: Mutex::default(),
             sent: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -229,12 +247,12 @@ impl Inner {
             _ => last + 1,
         };
         if mood == Mood::DripBody {
-            return self.drip(&content(first, end, version), to);
+            return self.drip(&self.content(first, end, version), to);
         }
         let mut at = first;
         while at < end {
             let next = (at + 65_536).min(end);
-            to.write_all(&content(at, next, version))?;
+            to.write_all(&self.content(at, next, version))?;
             self.sent.fetch_add(next - at, Ordering::SeqCst);
             at = next;
         }
@@ -242,6 +260,12 @@ impl Inner {
             true => Err(io::ErrorKind::BrokenPipe.into()),
             false => Ok(()),
         }
+    }
+
+    fn content(&self, start: u64, end: u64, version: u64) -> Vec<u8> {
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let own = self.body.as_ref().map(|body| body[place(start)..place(end)].to_vec());
+        own.unwrap_or_else(|| content(start, end, version))
     }
 
     /// Answers that have nothing of the file in them.
