@@ -128,8 +128,8 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             let file = file.as_ref().map(AsFd::as_fd);
             let result = match command {
                 Command::Insert(insert)
-                    if insert.file.to_str().is_some_and(is_url)
-                        || !insert.raw && Expander::is_compressed(&insert.file) =>
+                    if !insert.send_fd
+                        && (insert.url.download || !insert.raw && may_be_packed(&insert.file)) =>
                 {
                     download::run(arguments, "insert", &params)?
                 }
@@ -141,6 +141,11 @@ fn execute(arguments: &Arguments) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Whether all of an image may have to be fetched or expanded first.
+fn may_be_packed(file: &Path) -> bool {
+    file.to_str().is_some_and(is_url) || Expander::is_compressed(file)
 }
 
 /// `ringdrive.1` with a page for each subcommand, and `ringdrived.8`.

@@ -20,7 +20,7 @@ use ringdrive::{
     config::{self, Config, StartImage},
     control::{self, EventSink, protocol::Awaited},
     drive::{DriveIndex, Event, Handle, block_size},
-    media::url::{Cache, Secret, UrlErrorKind, UrlOptions, shown},
+    media::url::{Cache, Secret, UrlOptions, shown},
 };
 
 use crate::assembly::{self, Assembly, Layers};
@@ -28,8 +28,8 @@ use crate::assembly::{self, Assembly, Layers};
 /// Pauses between two tries, as of an area.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// What cannot be expanded is tried again after so many times as long as the try took.
-const EXPAND_PAUSE: u32 = 16;
+/// Where what the server has is no image: all of it is fetched to find that out.
+const PAUSE_CONTENTS: Duration = Duration::from_secs(600);
 
 /// A configured image in an area, which is mounted when its server answers.
 pub(crate) struct InArea {
@@ -140,7 +140,6 @@ impl Waiting {
         let reporter = events.reporter(image.drive, shown.clone());
         let mut pause = PAUSE_MIN;
         while self.awaits(image.drive) {
-            let begun = Instant::now();
             match cache.open(&image.options, &reporter, &|| self.awaits(image.drive)) {
                 Ok(_) if !self.awaits(image.drive) => return,
                 Ok(medium) => {
@@ -151,8 +150,8 @@ impl Waiting {
                     return self.forget(image.drive);
                 }
                 Err(error) => {
-                    if let UrlErrorKind::Expand(_) = error.kind {
-                        pause = pause.max(begun.elapsed() * EXPAND_PAUSE);
+                    if error.kind.is_of_contents() {
+                        pause = PAUSE_CONTENTS;
                     }
                     let cause = control::with_sources(&error);
                     if self.is_first_failure(image.drive, &cause) {

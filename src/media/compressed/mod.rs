@@ -13,7 +13,7 @@
 mod decode;
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, FileTimes, OpenOptions},
     io::{self, Read},
     os::unix::{
         ffi::OsStrExt,
@@ -165,8 +165,8 @@ impl Expander {
     ) -> Result<Option<Image>, OpenError> {
         let _files = self.files.lock();
         let Ok(file) = File::open(self.whole(key)) else { return Ok(None) };
-        // The longest unused is the first to go.
-        let _ = file.set_modified(SystemTime::now());
+        // The longest unused is the first to go. By its time of last change a drive that has it knows it again.
+        let _ = file.set_times(FileTimes::new().set_accessed(SystemTime::now()));
         Ok(Some(Image::from_fd(file.into(), path.to_owned(), Access::ReadOnly, block_size)?))
     }
 
@@ -202,10 +202,12 @@ impl Expander {
         let part = whole.with_extension("part");
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let files = self.files.lock();
         let to = options.open(&part).map_err(fail)?;
         if lock(&to, Access::ReadWrite).is_err() {
             return Err(ExpandErrorKind::Busy.at(path, None));
         }
+        drop(files);
         let written = to.set_len(0).map_err(fail).and_then(|()| {
             self.copy(path, file, format, &to, progress)?;
             to.sync_data().map_err(fail)?;
@@ -257,37 +259,49 @@ impl Expander {
         to.set_len(at).map_err(fail)
     }
 
-    /// Removes images that are in no drive, the longest unused first, until there may be `bytes` more.
+    /// Removes what is in no drive, the longest unused first, until there may be `bytes` more.
     fn make_room(&self, bytes: u64) {
         let _files = self.files.lock();
-        let mut all: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let is_image = entry.path().extension().is_some_and(|extension| extension == "img");
-            if let Some(metadata) = entry.metadata().ok().filter(|_| is_image) {
-                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                all.push((used, metadata.blocks().saturating_mul(512), entry.path()));
-            }
-        }
-        all.sort();
+        let all = self.all();
         let mut held: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
         for (_, size, path) in all {
             if held.saturating_add(bytes) <= self.limit {
                 return;
             }
-            let unused = File::options()
-                .write(true)
-                .open(&path)
-                .is_ok_and(|file| lock(&file, Access::ReadWrite).is_ok());
-            if unused && fs::remove_file(&path).is_ok() {
+            if remove_unused(&path) {
                 held = held.saturating_sub(size);
             }
         }
+    }
+
+    /// Gives the disk back what is in no drive and the longest unused. Whether there was something.
+    pub(super) fn remove_one(&self) -> bool {
+        let _files = self.files.lock();
+        self.all().into_iter().any(|(_, _, path)| remove_unused(&path))
+    }
+
+    /// Images, and what a death has left of them; with when they were last used, and bytes.
+    fn all(&self) -> Vec<(SystemTime, u64, PathBuf)> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            let is_part = entry.path().extension().is_some_and(|extension| extension == "part");
+            let used = metadata.accessed().ok().filter(|_| !is_part).unwrap_or(SystemTime::UNIX_EPOCH);
+            all.push((used, metadata.blocks().saturating_mul(512), entry.path()));
+        }
+        all.sort();
+        all
     }
 }
 
 impl ExpandErrorKind {
     fn at(self, path: &Path, source: Option<io::Error>) -> ExpandError {
         ExpandError { kind: self, path: path.to_owned(), source }
+    }
+
+    /// Whether it is about the compressed bytes, and not about where they and the others are.
+    pub(super) fn is_of_contents(&self) -> bool {
+        matches!(self, Self::Truncated | Self::Corrupt | Self::TooLarge(_) | Self::TooMuchMemory)
     }
 
     /// Of what a decoder says.
@@ -308,6 +322,12 @@ impl ExpandErrorKind {
         };
         kind.at(path, Some(error))
     }
+}
+
+/// Removes a file that nobody has locked.
+fn remove_unused(path: &Path) -> bool {
+    let file = File::options().write(true).open(path);
+    file.is_ok_and(|file| lock(&file, Access::ReadWrite).is_ok()) && fs::remove_file(path).is_ok()
 }
 
 /// Reads until `to` is full or there is no more.

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    media::{Extent, Medium},
+    media::{Extent, Medium, Standing},
     units::{ByteLen, ByteOffset, ByteRange},
 };
 
@@ -104,10 +104,28 @@ fn what_the_usual_programs_compress_is_expanded_once_and_served_by_its_own_name(
         let again =
             expander.open(&path, Access::ReadOnly, BlockSize::B512, &mut |_, _| panic!("expanded again"));
         assert!(all_of(&again.unwrap()) == plain);
+        assert_eq!(image.look(), Ok(Standing::Same), "the first drive takes it for changed");
         assert_eq!(bench.files(), 1);
         let write = expander.open(&path, Access::ReadWrite, BlockSize::B512, &mut |_, _| true);
         assert_eq!(kind(write), ExpandErrorKind::ReadOnly);
     }
+}
+
+#[test]
+fn what_a_death_has_left_makes_room() {
+    let bench = Bench::new();
+    let Some(bytes) = compressed("gzip", &["-c"], &plain(), &bench) else { return };
+    fs::create_dir(bench.path("cache")).unwrap();
+    fs::write(bench.path("cache/0123.part"), [1; 4096]).unwrap();
+    let held = File::create(bench.path("cache/4567.part")).unwrap();
+    lock(&held, Access::ReadWrite).unwrap();
+    let image = open(&bench, 64 << 20, &bytes).unwrap();
+    assert_eq!(bench.files(), 2, "the image, and what somebody is at work on");
+    let expander = bench.expander(64 << 20);
+    assert!(!expander.remove_one(), "all is in use");
+    drop(image);
+    assert!(expander.remove_one());
+    assert!(!expander.remove_one());
 }
 
 #[test]

@@ -231,6 +231,8 @@ impl Cache {
                     fs::remove_file(path.with_extension("record"))?;
                     fs::remove_file(path)?;
                 }
+                // What is expanded has a limit of its own, but not a disk.
+                _ if room < wanted.min(limit) && self.expander.remove_one() => {}
                 _ => return Ok(room),
             }
         }

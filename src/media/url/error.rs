@@ -111,7 +111,7 @@ pub enum UrlErrorKind {
     /// It has to be whole before there is an image, and does not fit.
     #[error(
         "it is compressed, or a file with a disk in it, and so has to be fetched whole, but is larger than the room that the cache \
-         has; raise `cache_limit_mib`, or have its bytes streamed as they are with --raw"
+         has; raise `cache_limit_mib`, free some of its disk, or have the bytes streamed as they are with --raw"
     )]
     TooLargeToUnpack,
     /// Expanding it.
@@ -156,6 +156,15 @@ impl UrlErrorKind {
         match self {
             Self::Unreachable | Self::TimedOut | Self::Truncated | Self::NoSpace => true,
             Self::Status(status) => matches!(status, 408 | 425 | 429 | 500..=599),
+            _ => false,
+        }
+    }
+
+    /// Whether it is about what the server has, which is not soon something else.
+    pub fn is_of_contents(&self) -> bool {
+        match self {
+            Self::Expand(kind) => kind.is_of_contents(),
+            Self::Qcow2(_) | Self::Mismatch => true,
             _ => false,
         }
     }

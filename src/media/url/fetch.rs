@@ -121,12 +121,14 @@ fn keep(shared: &Shared, finish: &Finish) {
         if (dirty || closing)
             && let Err(error) = store(shared)
         {
+            // The next sync would not be told of it.
+            shared.entry.discard();
             shared.break_off(&error);
         }
         if closing {
             return shared.entry.leave();
         }
-        if complete {
+        if complete && !shared.is_broken() {
             self::finish(shared, finish);
         } else if let Err(error) = shared.make_room(None) {
             // Whoever fetches the next chunk tells.

@@ -73,6 +73,8 @@ use crate::units::{BlockSize, ByteLen, ByteRange};
 pub const CHUNK: u64 = 128 * 1024;
 /// Time between two reports of a download.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// How long somebody who waits for the whole image waits for a server that no longer answers.
+const SERVER_BACK: Duration = Duration::from_secs(30);
 
 /// Which image, and what to do with it.
 #[derive(Clone, Debug)]
@@ -214,6 +216,8 @@ pub struct UrlImage {
     residence: Residence,
     /// What the host's image is in.
     packed: Option<Packed>,
+    /// What the whole must have.
+    digest: Option<Digest>,
 }
 
 impl Cache {
@@ -309,10 +313,6 @@ impl Opening<'_> {
             _ => {}
         }
         let digest = self.digest()?;
-        if !holds {
-            // What is here will leave again.
-            self.entry.discard();
-        }
         let bits = known.map(|known| known.chunks).unwrap_or_default();
         let chunks = Chunks::new(self.entry.file(), part.total, &bits);
         let chunks = chunks.map_err(|error| self.entry.error(error))?;
@@ -382,8 +382,9 @@ impl Opening<'_> {
         let name = client.address().to_string();
         let block = u64::from(options.block_size.bytes());
         let packed = if options.raw { None } else { Packed::of(entry.file()) };
-        if packed.is_some() && !entry.holds(part.total) {
-            return Err(UrlErrorKind::TooLargeToUnpack.of(&name));
+        if packed.is_none() && !entry.holds(part.total) {
+            // What is here will leave again.
+            entry.discard();
         }
         let needs_all = options.download || options.keep || digest.is_some() || packed.is_some();
         let image = UrlImage {
@@ -392,6 +393,7 @@ impl Opening<'_> {
             block_size: options.block_size,
             residence: residence.unwrap_or(Residence::Remote),
             packed,
+            digest: digest.clone(),
             shared: Arc::new(Shared::new(client, chunks, part, entry, report.clone(), needs_all)),
         };
         let started = fetch::start(&image.shared, Finish { digest, keep: options.keep });
@@ -429,8 +431,14 @@ impl Opening<'_> {
 
 impl UrlImage {
     fn until_whole(&self, report: &Reporter, wanted: &dyn Fn() -> bool) -> Result<(), UrlError> {
+        let begun = Instant::now();
         loop {
             let mut state = self.shared.lock();
+            if let Some((since, kind)) = &state.offline
+                && (*since < begun || since.elapsed() >= SERVER_BACK)
+            {
+                return Err(kind.clone().of(&self.name));
+            }
             match state.outcome.clone() {
                 Outcome::Complete { .. } => return Ok(()),
                 Outcome::Failed(kind) => return Err(kind.of(&self.name)),

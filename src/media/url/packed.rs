@@ -6,7 +6,7 @@
 //!                          │                └──► all of it fetched ──► expanded ──────► the expanded file
 //!                          └──► a qcow2 file ──► all of it fetched ──► Qcow2, over the cache file
 //! ```
-//! Invariants: what is expanded is of one version of the file on its server. A cache file with a disk in it is held as long as that
+//! Invariants: what is expanded is of one version of the file on its server, and, where a checksum was asked for, of the file that has it. A cache file with a disk in it is held as long as that
 //! disk is in use.
 
 use std::{
@@ -14,15 +14,19 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Cache, Report, Reporter, UrlError, UrlErrorKind, UrlImage, UrlOptions, range::Version};
+use super::{
+    Cache, Digest, REPORT_EVERY, Report, Reporter, UrlError, UrlErrorKind, UrlImage, UrlOptions,
+    range::Version,
+};
 use crate::media::{
     Access, Image, Medium,
-    compressed::{Expander, Format, OpenError},
-    qcow2::{Container, Qcow2},
+    compressed::{ExpandErrorKind, Expander, Format, OpenError},
+    qcow2::{Container, Qcow2, Qcow2ErrorKind},
 };
 
 /// What an image behind a URL is packed in.
@@ -83,12 +87,16 @@ impl UrlImage {
         if !needs_all && let Some(image) = expander.find(&key, name, self.block_size).map_err(fail)? {
             return Ok(image);
         }
-        self.until_whole(report, wanted)?;
+        self.fetched(report, wanted)?;
         if let Some(image) = expander.find(&key, name, self.block_size).map_err(fail)? {
             return Ok(image);
         }
+        let mut report_at = Instant::now();
         let mut progress = |here, total| {
-            report(Report::Progress { here, total: Some(total) });
+            if report_at <= Instant::now() {
+                report(Report::Progress { here, total: Some(total) });
+                report_at = Instant::now() + REPORT_EVERY;
+            }
             wanted()
         };
         expander.expand(&key, name, self.file()?, format, self.block_size, &mut progress).map_err(fail)
@@ -101,7 +109,7 @@ impl UrlImage {
         wanted: &dyn Fn() -> bool,
     ) -> Result<Box<dyn Medium>, UrlError> {
         if let Container::Qcow2 = container {
-            self.until_whole(report, wanted)?;
+            self.fetched(report, wanted)?;
         }
         let (file, how) = (self.file()?, (Access::ReadOnly, self.block_size));
         let name = PathBuf::from(&self.name);
@@ -111,13 +119,22 @@ impl UrlImage {
         }
     }
 
+    /// Waits for all of it.
+    fn fetched(&self, report: &Reporter, wanted: &dyn Fn() -> bool) -> Result<(), UrlError> {
+        match self.shared.entry.holds(self.shared.part.total) {
+            true => self.until_whole(report, wanted),
+            false => Err(self.error(UrlErrorKind::TooLargeToUnpack, None)),
+        }
+    }
+
     /// Its cache file.
     fn file(&self) -> Result<File, UrlError> {
         let entry = &self.shared.entry;
         entry.file().try_clone().map_err(|error| entry.error(error))
     }
 
-    /// A name for what is here: of the URL and of the version that its server told; where it told none, of this one download.
+    /// A name for what is here: of the URL, of the version that its server told, and of the digest that it must have; where no version was
+    /// told, of this one download.
     fn version(&self) -> Result<String, UrlError> {
         let entry = &self.shared.entry;
         let Version { etag, modified } = &self.shared.part.version;
@@ -129,6 +146,7 @@ impl UrlImage {
             hash.update(text.len().to_le_bytes());
             hash.update(text);
         }
+        hash.update(self.digest.as_ref().map(Digest::to_string).unwrap_or_default());
         if !self.shared.part.version.is_named() {
             let metadata = entry.file().metadata().map_err(|error| entry.error(error))?;
             for number in [metadata.mtime(), metadata.mtime_nsec()] {
@@ -139,6 +157,13 @@ impl UrlImage {
     }
 
     fn error(&self, kind: UrlErrorKind, source: Option<std::io::Error>) -> UrlError {
+        use {ExpandErrorKind as Expanding, Qcow2ErrorKind as Opening, UrlErrorKind as Kind};
+        if let Kind::Expand(Expanding::Corrupt | Expanding::Truncated)
+        | Kind::Qcow2(Opening::Damaged(_) | Opening::Truncated) = kind
+        {
+            // The next time it is fetched anew.
+            self.shared.entry.discard();
+        }
         UrlError { source: source.map(Into::into), ..kind.of(&self.name) }
     }
 }

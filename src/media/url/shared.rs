@@ -79,6 +79,8 @@ pub(super) struct State {
     /// Chunks have come since the record was stored.
     pub(super) dirty: bool,
     pub(super) source: SourceState,
+    /// Since when its server does not answer, and why.
+    pub(super) offline: Option<(Instant, UrlErrorKind)>,
     cause: Option<String>,
     /// What missing chunks answer, if not that they will come.
     fault: Option<FaultKind>,
@@ -119,6 +121,7 @@ impl Shared {
             closing: false,
             dirty: here > 0,
             source: SourceState::Online,
+            offline: None,
             cause: None,
             fault: None,
             failures: 0,
@@ -313,7 +316,7 @@ impl Shared {
         state.is_full = false;
         if recovered {
             state.source = SourceState::Online;
-            (state.fault, state.cause) = (None, None);
+            (state.offline, state.fault, state.cause) = (None, None, None);
         }
         let complete = state.here == self.chunks.count();
         if complete {
@@ -364,6 +367,7 @@ impl Shared {
     /// Until it answers again, what is missing cannot be had.
     fn set_offline(&self, mut state: MutexGuard<'_, State>, error: &UrlError) {
         state.source = SourceState::Offline;
+        state.offline = Some((Instant::now(), error.kind.clone()));
         state.fault = Some(error.kind.fault());
         let cause = with_source(error);
         state.cause = Some(cause.clone());
@@ -403,6 +407,10 @@ impl Shared {
     pub(super) fn break_off(&self, error: &UrlError) {
         self.broken.store(true, Ordering::SeqCst);
         self.fail(error);
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
     }
 
     /// All is here and checked.

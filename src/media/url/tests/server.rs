@@ -59,7 +59,7 @@ struct Inner {
     version: AtomicU64,
     len: u64,
     /// What it has in every version; `None`: `content`.
-    body: Option<Vec<u8>>,
+    body: Mutex<Option<Vec<u8>>>,
     seen: Mutex<Vec<Seen>>,
     sent: AtomicU64,
     stop: AtomicBool,
@@ -106,7 +106,7 @@ impl Server {
             mood: Mutex::new(Mood::Good),
             version: AtomicU64::new(1),
             len,
-            body,
+            body: Mutex::new(body),
             seen: Mutex::default(),
             sent: AtomicU64::new(0),
             stop: AtomicBool::new(false),
@@ -135,6 +135,12 @@ impl Server {
 
     pub(super) fn be(&self, mood: Mood) {
         *self.inner.mood.lock() = mood;
+    }
+
+    /// Has other bytes, as many, and says nothing of it.
+    pub(super) fn become_of(&self, bytes: Vec<u8>) {
+        assert_eq!(u64::try_from(bytes.len()).unwrap(), self.inner.len);
+        *self.inner.body.lock() = Some(bytes);
     }
 
     pub(super) fn change(&self) {
@@ -264,7 +270,7 @@ impl Inner {
 
     fn content(&self, start: u64, end: u64, version: u64) -> Vec<u8> {
         let place = |at: u64| usize::try_from(at).unwrap();
-        let own = self.body.as_ref().map(|body| body[place(start)..place(end)].to_vec());
+        let own = self.body.lock().as_ref().map(|body| body[place(start)..place(end)].to_vec());
         own.unwrap_or_else(|| content(start, end, version))
     }
 
