@@ -54,7 +54,7 @@ fn the_disk_in_a_qcow2_file_is_inserted_with_what_is_below_it_if_that_is_allowed
     qemu_img(&fake, &["convert", "-f", "raw", "-O", "vmdk", "disk.img", "other"]);
     fake.fails(&["insert", "cd", "other"], 1, "VMDK");
     fake.says(&["insert", "cd", "other", "--raw"]);
-    let url = json!({"drive": "flash", "url": "http://127.0.0.1/a", "raw": true});
+    let url = json!({"drive": "flash", "url": "http://127.0.0.1/a", "backing": true});
     assert_eq!(peer.refused("insert", &url), "invalid_params");
 }
 
