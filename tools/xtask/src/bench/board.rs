@@ -44,7 +44,7 @@ pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
         let image = Image::make(&shell, source, &args.nfs)?;
         let medium = Medium { image: &image.path, writable: source.writable(), stalls: true };
         if !std::mem::replace(&mut enumerated, true) {
-            enumeration::run(&shell, args, medium)?;
+            enumeration::run(&shell, args, medium, &image)?;
         }
         measure(args, source, &image, None, || Served::by_kernel(&shell, medium, args.speed))?;
         for engine in args.engine.all() {

@@ -13,6 +13,7 @@ use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 use xshell::Shell;
 
+use super::image::Image;
 use super::plan::float;
 use super::served::{Medium, Served};
 use super::{Engine, OnBoardArgs};
@@ -32,14 +33,17 @@ const REPEATS: usize = 5;
 const RECORD: usize = 8192;
 
 /// Measures the kernel's and ours; prints a line each.
-pub(super) fn run(shell: &Shell, args: &OnBoardArgs, medium: Medium<'_>) -> Result<()> {
+pub(super) fn run(shell: &Shell, args: &OnBoardArgs, medium: Medium<'_>, image: &Image) -> Result<()> {
     // Both would wait a second for the drive's motor.
     std::fs::write("/sys/module/usb_storage/parameters/delay_use", "0")?;
     for stalls in [true, false] {
         let medium = Medium { stalls, ..medium };
-        measure("kernel", stalls, || Served::by_kernel(shell, medium, args.speed))?;
+        // On NFS our lock has the cache dropped: the kernel's, too, must not have it.
+        let cold = |serve: &dyn Fn() -> Result<Served>| image.settle().and_then(|()| serve());
+        measure("kernel", stalls, || cold(&|| Served::by_kernel(shell, medium, args.speed)))?;
         for engine in args.engine.all() {
-            measure(engine.name(), stalls, || Served::by_us(shell, &[&[medium]], args.speed, engine))?;
+            let serve = || Served::by_us(shell, &[&[medium]], args.speed, engine);
+            measure(engine.name(), stalls, || cold(&serve))?;
         }
     }
     Ok(())
