@@ -1,6 +1,8 @@
 //! On the board: makes each source, has it served by the kernel and then by us, and prints what it measured, a JSON object a
 //! line.
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -32,10 +34,21 @@ fn kept(source: Source, figures: impl Iterator<Item = f64>) -> Result<f64> {
     }
 }
 
+/// Lets only those write back who are asked to. How much the kernel's own writer takes from them, and when, is chance.
+fn nothing_written_back() -> Result<()> {
+    for (limit, value) in
+        [("dirty_writeback_centisecs", 0), ("dirty_bytes", 1 << 30), ("dirty_background_bytes", 1 << 29)]
+    {
+        fs::write(Path::new("/proc/sys/vm").join(limit), value.to_string())?;
+    }
+    Ok(())
+}
+
 /// Runs all tests; see the module.
 pub(super) fn run(args: &OnBoardArgs) -> Result<ExitCode> {
     let shell = Shell::new()?;
     fio::meter_first(&shell)?;
+    nothing_written_back()?;
     let mut enumerated = false;
     for &source in &args.sources {
         if source.tests(args.speed, args.scale).is_empty() {
