@@ -6,8 +6,8 @@
 //!                          │                └──► all of it fetched ──► expanded ──────► the expanded file
 //!                          └──► a qcow2 file ──► all of it fetched ──► Qcow2, over the cache file
 //! ```
-//! Invariants: what is expanded is of one version of the file on its server, and, where a checksum was asked for, of the file that has it. A cache file with a disk in it is held as long as that
-//! disk is in use.
+//! Invariants: what is expanded is of one version of the file on its server, and, where a checksum was asked for, of the file that has
+//! it. A cache file with a disk in it is held as long as that disk is in use.
 
 use std::{
     fs::File,
@@ -83,14 +83,13 @@ impl UrlImage {
             OpenError::Expand(error) => self.error(UrlErrorKind::Expand(error.kind), error.source),
             OpenError::Image(error) => self.error(UrlErrorKind::Image(error.kind), error.source),
         };
-        let needs_all = options.keep || options.checksum.is_some();
-        if !needs_all && let Some(image) = expander.find(&key, name, self.block_size).map_err(fail)? {
-            return Ok(image);
+        if options.keep || options.checksum.is_some() {
+            self.fetched(report, wanted)?;
         }
-        self.fetched(report, wanted)?;
         if let Some(image) = expander.find(&key, name, self.block_size).map_err(fail)? {
             return Ok(image);
         }
+        self.fetched(report, wanted)?;
         let mut report_at = Instant::now();
         let mut progress = |here, total| {
             if report_at <= Instant::now() {
