@@ -14,7 +14,7 @@ use hw_tests::image;
 use hw_tests::rig::{Backend, Drive, Rig, Setup};
 use hw_tests::scsi::{self, Data};
 use hw_tests::tool;
-use hw_tests::wait::wait_until;
+use hw_tests::wait::{wait_for, wait_until};
 use serde_json::json;
 
 use crate::{Case, DAEMON};
@@ -413,7 +413,9 @@ fn packed(board: &Board, backend: Backend) -> Result<()> {
     let wanted = image::sha_of_file(&path)?;
     let make = "xz -0 -k x.img && qemu-img convert -f raw -O qcow2 x.img x.qcow2 && rm x.img";
     tool::run("sh", ["-c", &format!("cd {} && {make}", nginx.dir.display())])?;
-    let mut rig = start(board, backend, &scratch, "")?;
+    let section = format!("[url]\ncache = {:?}\n", scratch.file("cache"));
+    let setup = Setup::of([Drive::optical()]).configured(section).kept();
+    let mut rig = Rig::start(board, backend, &setup)?;
     let lun = rig.lun(0)?;
     scsi::drain_attentions(&lun)?;
     let read = |rig: &mut Rig, url: &str| -> Result<()> {
@@ -430,6 +432,18 @@ fn packed(board: &Board, backend: Backend) -> Result<()> {
     // Both are here.
     read(&mut rig, xz)?;
     read(&mut rig, qcow2)?;
+    // What was expanded is a file, which the next daemon takes over.
+    rig.daemon()?.cli(&["insert", "cd", xz])?;
+    let daemon = rig.daemon()?;
+    daemon.kill()?;
+    let again = daemon.start_again()?;
+    *daemon = again;
+    let log = wait_for(PATIENCE, "the next daemon serves", || {
+        Some(daemon.log()).filter(|log| log.contains(" ready "))
+    })?;
+    ensure!(log.contains("taken over from the last process"), "not taken over:\n{log}");
+    ensure!(lun.sha(Caching::Direct)? == wanted, "the host read something else from the next daemon");
+    ensure!(rig_image(&rig).is_some_and(|image| image["name"] == xz), "it has another image");
     rig.stop()
 }
 
