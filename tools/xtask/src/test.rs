@@ -11,10 +11,10 @@ use xshell::{Shell, cmd};
 use crate::beside::Beside;
 use crate::report::Report;
 use crate::vm::{self, Speed};
-use crate::{bench, firmware, instructions, lint, project};
+use crate::{bench, firmware, lint, project};
 
-/// A board that has not finished by then is stuck: the whole run is meant to take less than an hour.
-const BOARD_LIMIT: u64 = 1500;
+/// A board that has not finished by then is stuck: on a slow machine the longest takes 1,600 seconds, of the hour that all may take.
+const BOARD_LIMIT: u64 = 2000;
 
 /// The flags of `cargo xtask test`.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -38,13 +38,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         cmd!(shell, "cargo test --quiet --package hw-tests --lib").quiet().run().context("a test failed")
     });
     if board {
-        report.step("instructions", || instructions::run(instructions::Args::default()));
+        // One processor counts instructions while the other builds.
+        let instructions = Beside::start(&["instructions"]);
         let mut executables = Vec::new();
         report.step("build for the board", || {
             project::build_release(&shell)?;
             executables = board_tests(&shell)?;
             Ok(())
         });
+        report.beside("instructions", instructions);
         // It counts instructions as time, so that it does not matter to it what else goes on; its one processor is one of two.
         let bench = Beside::start(&["bench", "--short", "--compare", bench::KEPT]);
         for (name, path) in &executables {
