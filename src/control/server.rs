@@ -52,7 +52,7 @@ pub trait Daemon: Send + Sync {
     }
     /// Who expands compressed images; `None`: they are served as they are.
     fn expander(&self) -> Option<&Arc<Expander>> {
-        None
+        self.cache().map(|cache| cache.expander())
     }
     /// Who makes overlays; `None`: they are refused.
     fn overlays(&self) -> Option<&Arc<Overlays>> {

@@ -1,13 +1,25 @@
-//! qemu-img and qemu-io, by which tests have images judged.
+//! qemu-img and qemu-io, by which tests have images judged, and the usual programs that compress them.
 
 use std::{
-    process::{Command, Output},
+    io::{Seek, Write},
+    process::{Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 /// Longer than anybody holds a file that a test is done with.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `bytes` as the usual program compresses them; `None` where it is not installed.
+pub(super) fn compressed(program: &str, args: &[&str], bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut from = tempfile::tempfile().unwrap();
+    from.write_all(bytes).unwrap();
+    from.rewind().unwrap();
+    let output = Command::new(program).args(args).stdin(from).stderr(Stdio::inherit()).output();
+    let output = output.inspect_err(|error| eprintln!("skipped: {program}: {error}")).ok()?;
+    assert!(output.status.success(), "{program}: {}", output.status);
+    Some(output.stdout)
+}
 
 /// Whether the tool has run, which must go well; a missing one lets a test pass.
 pub(super) fn must(tool: &str, args: &[&str]) -> bool {

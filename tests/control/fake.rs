@@ -22,7 +22,7 @@ use ringdrive::drive::{
     ReplyTo, Request, Setting, Statistics,
 };
 use ringdrive::gadget::Speed;
-use ringdrive::media::{Medium, compressed::Expander, overlay::Overlays, url::Cache};
+use ringdrive::media::{Medium, overlay::Overlays, url::Cache};
 use ringdrive::scsi::Kind;
 use ringdrive::units::BlockSize;
 use serde_json::Value;
@@ -83,10 +83,6 @@ impl Daemon for Board {
 
     fn cache(&self) -> Option<&Arc<Cache>> {
         Some(&self.cache)
-    }
-
-    fn expander(&self) -> Option<&Arc<Expander>> {
-        Some(self.cache.expander())
     }
 
     fn overlays(&self) -> Option<&Arc<Overlays>> {

@@ -25,7 +25,7 @@ use ringdrive::{
     control::{self, Daemon, EventSink, FunctionHandle, Server, protocol::Awaited},
     drive::{DriveIndex, Event},
     gadget::{Gadget, RUNTIME_DIR},
-    media::{self, compressed::Expander, overlay::Overlays, url::Cache},
+    media::{self, overlay::Overlays, url::Cache},
     storage::{self, Area, AreaReport, Areas, News, Reconnect},
 };
 use store::Store;
@@ -269,10 +269,6 @@ impl Daemon for Whole {
 
     fn overlays(&self) -> Option<&Arc<Overlays>> {
         Some(&self.layers.overlays)
-    }
-
-    fn expander(&self) -> Option<&Arc<Expander>> {
-        Some(&self.layers.expander)
     }
 
     fn areas(&self) -> Vec<AreaReport> {

@@ -1,12 +1,10 @@
 //! Against what the usual programs make; one that is not installed is skipped, and said so.
 
-use std::process::{Command, Stdio};
-
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    media::{Extent, Medium, Standing},
+    media::{Extent, Medium, Standing, judge::compressed},
     units::{ByteLen, ByteOffset, ByteRange},
 };
 
@@ -49,17 +47,6 @@ fn plain() -> Vec<u8> {
     bytes
 }
 
-/// `bytes` as the usual program compresses them; `None` where it is not installed.
-fn compressed(program: &str, args: &[&str], bytes: &[u8], bench: &Bench) -> Option<Vec<u8>> {
-    let from = bench.path("plain");
-    fs::write(&from, bytes).unwrap();
-    let output =
-        Command::new(program).args(args).stdin(File::open(&from).unwrap()).stderr(Stdio::inherit()).output();
-    let output = output.inspect_err(|error| eprintln!("skipped: {program}: {error}")).ok()?;
-    assert!(output.status.success(), "{program}: {}", output.status);
-    Some(output.stdout)
-}
-
 fn open(bench: &Bench, limit: u64, bytes: &[u8]) -> Result<Image, OpenError> {
     let path = bench.path("image");
     fs::write(&path, bytes).unwrap();
@@ -86,7 +73,7 @@ fn what_the_usual_programs_compress_is_expanded_once_and_served_by_its_own_name(
     let plain = plain();
     for (format, program, args) in FORMATS {
         let bench = Bench::new();
-        let Some(bytes) = compressed(program, args, &plain, &bench) else { continue };
+        let Some(bytes) = compressed(program, args, &plain) else { continue };
         let path = bench.path("image");
         fs::write(&path, &bytes).unwrap();
         assert_eq!(Format::of(&File::open(&path).unwrap()).unwrap(), Some(format));
@@ -114,7 +101,7 @@ fn what_the_usual_programs_compress_is_expanded_once_and_served_by_its_own_name(
 #[test]
 fn what_a_death_has_left_makes_room() {
     let bench = Bench::new();
-    let Some(bytes) = compressed("gzip", &["-c"], &plain(), &bench) else { return };
+    let Some(bytes) = compressed("gzip", &["-c"], &plain()) else { return };
     fs::create_dir(bench.path("cache")).unwrap();
     fs::write(bench.path("cache/0123.part"), [1; 4096]).unwrap();
     let held = File::create(bench.path("cache/4567.part")).unwrap();
@@ -134,7 +121,7 @@ fn several_streams_in_one_file_are_one_image() {
     let (front, back) = plain.split_at(1 << 20);
     for (_, program, args) in FORMATS {
         let bench = Bench::new();
-        let parts = [front, back].map(|part| compressed(program, args, part, &bench));
+        let parts = [front, back].map(|part| compressed(program, args, part));
         let [Some(front), Some(back)] = parts else { continue };
         // RFC 8878 §3.1.2: a frame to be skipped, such as the table of a seekable archive.
         let skipped: &[u8] =
@@ -150,7 +137,7 @@ fn truncated_and_damaged_files_are_refused_and_leave_nothing() {
     for (_, program, args) in FORMATS {
         let bench = Bench::new();
         let args = [args, if program == "zstd" { &["--check"] } else { &[] }].concat();
-        let Some(bytes) = compressed(program, &args, &plain, &bench) else { continue };
+        let Some(bytes) = compressed(program, &args, &plain) else { continue };
         for cut in [bytes.len() - 1, bytes.len() / 2, 12] {
             let refused = kind(open(&bench, 64 << 20, &bytes[..cut]));
             assert_eq!(refused, ExpandErrorKind::Truncated, "{program}, cut at {cut}");
@@ -170,7 +157,7 @@ fn truncated_and_damaged_files_are_refused_and_leave_nothing() {
 fn bombs_meet_the_limit_and_greedy_windows_are_refused() {
     for (_, program, args) in FORMATS {
         let bench = Bench::new();
-        let Some(bytes) = compressed(program, args, &vec![0; 8 << 20], &bench) else { continue };
+        let Some(bytes) = compressed(program, args, &vec![0; 8 << 20]) else { continue };
         assert!(bytes.len() < 16 << 10, "{program}");
         assert_eq!(kind(open(&bench, 4 << 20, &bytes)), ExpandErrorKind::TooLarge(4), "{program}");
         assert_eq!(bench.files(), 0, "{program}");
@@ -179,7 +166,7 @@ fn bombs_meet_the_limit_and_greedy_windows_are_refused() {
         [("xz", &["-c", "-T1", "--lzma2=preset=0,dict=192MiB"][..]), ("zstd", &["-c", "-q", "--long=29"])]
     {
         let bench = Bench::new();
-        if let Some(bytes) = compressed(program, args, &vec![1; 1 << 20], &bench) {
+        if let Some(bytes) = compressed(program, args, &vec![1; 1 << 20]) {
             let refused = kind(open(&bench, 64 << 20, &bytes));
             assert_eq!(refused, ExpandErrorKind::TooMuchMemory, "{program}");
         }
@@ -193,7 +180,7 @@ fn unused_ones_make_room_and_those_in_drives_stay() {
     let mut images = Vec::new();
     for seed in 0..3 {
         fastrand::Rng::with_seed(seed).fill(&mut noise);
-        let Some(bytes) = compressed("gzip", &["-c"], &noise, &bench) else { return };
+        let Some(bytes) = compressed("gzip", &["-c"], &noise) else { return };
         let path = bench.path(&format!("image-{seed}"));
         fs::write(&path, bytes).unwrap();
         let image = bench.expander(8 << 20).open(&path, Access::ReadOnly, BlockSize::B512, &mut |_, _| true);

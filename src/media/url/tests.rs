@@ -127,6 +127,7 @@ impl<M: Medium + ?Sized> Inserted<M> {
             let to = usize::try_from(done).unwrap()..usize::try_from(done + mapped).unwrap();
             match extent {
                 Extent::File { file, offset, .. } => {
+                    assert!(self.image.is_qcow2() || offset.0 == at + done, "{offset:?}, not {}", at + done);
                     file.read_exact_at(&mut bytes[to], offset.0).unwrap();
                     done += mapped;
                 }

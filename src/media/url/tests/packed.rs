@@ -1,14 +1,11 @@
 //! What is no image before it is whole. The usual programs make it; one that is not installed is skipped, and said so.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-};
+use std::fs;
 
 use sha2::{Digest as _, Sha256};
 
 use super::*;
-use crate::media::{compressed::ExpandErrorKind, judge::must, qcow2::Qcow2ErrorKind};
+use crate::media::{compressed::ExpandErrorKind, judge, qcow2::Qcow2ErrorKind};
 
 impl Rig {
     fn open(&self, options: &UrlOptions) -> Result<Inserted<dyn Medium>, UrlError> {
@@ -44,17 +41,12 @@ fn plain() -> Vec<u8> {
 }
 
 fn compressed(program: &str) -> Option<Vec<u8>> {
-    compressed_of(program, &plain())
+    judge::compressed(program, &["-c"], &plain())
 }
 
-fn compressed_of(program: &str, plain: &[u8]) -> Option<Vec<u8>> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), plain).unwrap();
-    let from = fs::File::open(file.path()).unwrap();
-    let output = Command::new(program).arg("-c").stdin(from).stderr(Stdio::inherit()).output();
-    let output = output.inspect_err(|error| eprintln!("skipped: {program}: {error}")).ok()?;
-    assert!(output.status.success(), "{program}: {}", output.status);
-    Some(output.stdout)
+fn checksum(bytes: &[u8]) -> Option<Checksum> {
+    let digits = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    Some(Checksum::Known(Digest::parse(&digits).unwrap()))
 }
 
 fn qcow2(options: &[&str]) -> Option<Vec<u8>> {
@@ -63,7 +55,7 @@ fn qcow2(options: &[&str]) -> Option<Vec<u8>> {
     let (raw, disk) = (path("raw"), path("disk"));
     fs::write(&raw, plain()).unwrap();
     let args = ["convert", "-f", "raw", "-O", "qcow2"].iter().chain(options).copied();
-    must("qemu-img", &args.chain([&*raw, &*disk]).collect::<Vec<_>>()).then(|| fs::read(disk).unwrap())
+    judge::must("qemu-img", &args.chain([&*raw, &*disk]).collect::<Vec<_>>()).then(|| fs::read(disk).unwrap())
 }
 
 #[test]
@@ -92,8 +84,7 @@ fn what_is_compressed_is_fetched_whole_and_expanded_once() {
 #[test]
 fn another_version_is_expanded_anew_and_a_checksum_is_of_what_the_server_has() {
     let Some(bytes) = compressed("gzip") else { return };
-    let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let checksum = Some(Checksum::Known(Digest::parse(&digest).unwrap()));
+    let checksum = checksum(&bytes);
     let rig = Rig::new();
     let server = Server::of(bytes);
     let options = UrlOptions { checksum, keep: true, ..wish(&server.url("/disk.img.gz")) };
@@ -113,15 +104,15 @@ fn another_version_is_expanded_anew_and_a_checksum_is_of_what_the_server_has() {
 fn what_was_expanded_of_other_bytes_is_not_what_a_checksum_is_of() {
     let mut other = plain();
     fastrand::Rng::with_seed(4).fill(&mut other[1 << 20..4 << 20]);
-    let (Some(first), Some(second)) = (compressed("zstd"), compressed_of("zstd", &other)) else { return };
+    let (Some(first), Some(second)) = (compressed("zstd"), judge::compressed("zstd", &["-c"], &other)) else {
+        return;
+    };
     let rig = Rig::new();
     let server = Server::of(first);
     let options = wish(&server.url("/disk.img.zst"));
     rig.open(&options).unwrap().must_be(&plain());
     server.become_of(second.clone());
-    let digest = Sha256::digest(&second).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let checksum = Some(Checksum::Known(Digest::parse(&digest).unwrap()));
-    let options = UrlOptions { checksum, ..options };
+    let options = UrlOptions { checksum: checksum(&second), ..options };
     // What is here is of the same version.
     assert_eq!(rig.open(&options).map(drop).unwrap_err().kind, UrlErrorKind::Mismatch);
     rig.open(&options).unwrap().must_be(&other);
